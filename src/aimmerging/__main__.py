@@ -1,0 +1,5 @@
+"""`python -m aimmerging` is `aimmerging`."""
+
+from aimmerging.cli import main
+
+main()

@@ -1,0 +1,322 @@
+"""The commands. Heavy imports wait until a command runs, so that `--help` answers at once.
+
+Exit codes: 0 done, 2 the user's mistake (one message, no traceback), 1 anything else.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aimmerging.errors import AimmergingError, ConfigError
+
+if TYPE_CHECKING:
+    from aimmerging.progress import Progress
+
+app = typer.Typer(
+    help="Teach a language model task after task without losing the old ones.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+memory_app = typer.Typer(help="What a run keeps of past tasks.", no_args_is_help=True)
+app.add_typer(memory_app, name="memory")
+
+RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: training.epochs=3.")]
+
+
+def main() -> None:
+    """Run a command; the user's mistakes end with one message and exit code 2."""
+    try:
+        app()
+    except AimmergingError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; committed tasks are kept, the same command goes on after them", err=True)
+        sys.exit(130)
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """Bars and lines on stderr, so that stdout holds results only."""
+    from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    from aimmerging.progress import TerminalProgress
+
+    disable_progress_bar()
+    set_verbosity_error()
+    with TerminalProgress(Console(stderr=True)) as progress:
+        yield progress
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from aimmerging.tables import show_table
+
+    show_table(title, columns, rows)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of tasks, adapters, data order and memory.")] = 0,
+    methods: Annotated[str, typer.Option(help="Comma-separated; method or method:preset.")] = "sequential,replay,aim",
+    base: Annotated[str, typer.Option(help="Tiny base model: t5 or llama.")] = "t5",
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = min(2, os.cpu_count() or 1),
+    as_json: JsonOption = False,
+) -> None:
+    """Watch a model forget, and keep it from forgetting, on tasks made up offline (a few minutes)."""
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
+    if not names:
+        raise ConfigError("--methods is empty; give for example sequential,replay,aim")
+    from aimmerging.demo import demo as run_demo
+    from aimmerging.tables import show_demo
+
+    with _progress() as progress:
+        result = run_demo(out, seed=seed, methods=names, base=base, workers=workers, progress=progress)
+    if as_json:
+        _print_json(result.summary)
+        return
+    show_demo(result.summary)
+    typer.echo(f"\nThe report lies in {result.report}")
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file, see docs/configuration.md.", metavar="CONFIG.yaml")],
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: the configuration's `out`.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn the tasks of a configuration in order; the same command again goes on where it stopped."""
+    from aimmerging.config import load_config
+
+    settings = load_config(config, overrides or [])
+    folder = out or (Path(settings.out) if settings.out else None)
+    if folder is None:
+        raise ConfigError("there is no run directory: give --out DIR, or `out:` in the configuration")
+    from aimmerging.run import run as run_stream
+
+    with _progress() as progress:
+        run_stream(settings, folder, base=config.parent, progress=progress)
+    _show_scores(folder, as_json=as_json)
+
+
+@app.command()
+def learn(
+    run_dir: RunArgument,
+    task: Annotated[Path, typer.Option(help="File or folder of the new task's rows.")],
+    name: Annotated[str | None, typer.Option(help="Its name; default: from the path.")] = None,
+    metric: Annotated[str, typer.Option(help="exact_match, rouge_l or token_f1.")] = "exact_match",
+    carve_test: Annotated[float, typer.Option(help="Share of train to test on if there is no test split.")] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Add one task to an existing run, keeping the old ones: the production case."""
+    from aimmerging import rundir
+    from aimmerging.loading import TaskSource, load_task
+
+    source = TaskSource(name=name, path=str(task.absolute()), metric=metric, carve_test=carve_test)
+    loaded = load_task(source, rundir.saved_config(run_dir).seed)
+    from aimmerging.run import learn as learn_task
+
+    with _progress() as progress:
+        learn_task(run_dir, loaded, source, progress=progress)
+    _show_scores(run_dir, as_json=as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    run_dir: RunArgument,
+    task: Annotated[Path | None, typer.Option(help="Score on this task's test rows instead.")] = None,
+    name: Annotated[str | None, typer.Option(help="With --task: its name.")] = None,
+    metric: Annotated[str, typer.Option(help="With --task: its metric.")] = "exact_match",
+    as_json: JsonOption = False,
+) -> None:
+    """Score the last adapter on every learned task, or on another one."""
+    from aimmerging.loading import TaskSource, load_task
+
+    source = None
+    if task is not None:
+        source = TaskSource(name=name, path=str(task.absolute()), metric=metric, carve_validation=0)
+        load_task(source, 0)
+    from aimmerging.inference import score_run
+
+    with _progress() as progress:
+        result = score_run(run_dir, source, progress)
+    if as_json:
+        _print_json(result)
+        return
+    rows = [[label, str(result["rows"][label]), f"{score:.1f}"] for label, score in result["scores"].items()]
+    _print_table(f"Scores after learning {result['after']}", ["task", "rows", "points"], rows)
+
+
+@app.command()
+def predict(
+    run_dir: RunArgument,
+    text: Annotated[str | None, typer.Argument(help="One input.")] = None,
+    input_file: Annotated[Path | None, typer.Option("--input", help="File of rows with inputs.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a text, or each row of a file (one JSON object a line), with the last adapter."""
+    from aimmerging.loading import load_rows
+    from aimmerging.tasks import Row
+
+    if (text is None) == (input_file is None):
+        raise ConfigError("give either a TEXT or --input FILE")
+    rows = [Row("text", text, "")] if text is not None else load_rows(Path(str(input_file)), require_output=False)
+    from aimmerging.inference import answer
+
+    with _progress() as progress:
+        answers = answer(run_dir, rows, progress)
+    if text is not None:
+        if as_json:
+            _print_json(answers[0])
+        else:
+            typer.echo(answers[0]["prediction"])
+        return
+    import json
+
+    for record in answers:
+        typer.echo(json.dumps(record, ensure_ascii=False))
+
+
+@app.command()
+def report(
+    run_dir: RunArgument,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: RUN/report.html.")] = None,
+) -> None:
+    """Write the run's report: one HTML page that works offline."""
+    from aimmerging.report import write_report
+
+    typer.echo(str(write_report(run_dir, out)))
+
+
+@app.command()
+def export(
+    run_dir: RunArgument,
+    to: Annotated[Path, typer.Option(help="New folder.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Fold the adapter into the base: one full model.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the adapter (PEFT) or a full model that transformers and vLLM load; checks the logits."""
+    from aimmerging.inference import export as export_run
+
+    with _progress() as progress:
+        result = export_run(run_dir, to, merged=merged, progress=progress)
+    if as_json:
+        _print_json(result)
+        return
+    gap = result["logit_gap"]
+    typer.echo(f"{result['kind']} of base {result['base']} written to {result['to']}")
+    typer.echo(f"largest logit gap {gap['largest']:.2e} ({gap['relative']:.1e} of the largest), {gap['rows']} rows")
+
+
+@app.command()
+def decide(
+    signals: Annotated[Path, typer.Argument(help="Recorded signals, see docs/files.md.", metavar="SIGNALS.json")],
+    preset: Annotated[str, typer.Option(help="reference, paper or default.")] = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the controller decides on recorded signals."""
+    from aimmerging.decide import replay_file
+
+    result = replay_file(signals, preset)
+    if as_json:
+        _print_json(result.to_json())
+        return
+    typer.echo(result.phases)
+    columns = ["step", "hits", "interval", "rehearsal", "weights", "learning signal", "why"]
+    rows = [
+        [
+            str(merge.step),
+            str(merge.hits),
+            f"{merge.interval_before} to {merge.interval_after}",
+            str(merge.rehearsal_steps),
+            f"{merge.weight_in:g}/{merge.weight_out:g}",
+            f"{merge.learning_signal:.4g}",
+            merge.why,
+        ]
+        for merge in result.merges
+    ]
+    _print_table(f"{len(rows)} merges, preset {preset}", columns, rows)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="Would this run?", metavar="[CONFIG.yaml]")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is installed, which devices there are, and whether a configuration would run."""
+    from aimmerging.doctor import examine
+    from aimmerging.tables import show_findings
+
+    findings = examine(config, overrides or [])
+    if as_json:
+        _print_json(findings)
+    else:
+        show_findings(findings)
+
+
+@memory_app.command("show")
+def memory_show(run_dir: RunArgument, as_json: JsonOption = False) -> None:
+    """List what is kept of each task."""
+    from aimmerging.forget import memory_contents
+
+    contents = memory_contents(run_dir)
+    if as_json:
+        _print_json(contents)
+        return
+    rows = [
+        [
+            entry["task"],
+            str(entry["rows"]),
+            f"dropped {entry['dropped_at']}" if entry.get("dropped") else entry["policy"],
+        ]
+        for entry in contents
+    ]
+    _print_table("Memory", ["task", "rows", "policy"], rows)
+
+
+@memory_app.command("drop")
+def memory_drop(
+    run_dir: RunArgument,
+    task: Annotated[str, typer.Option(help="Name of the task whose rows are to be deleted.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete the rows kept of a task; the adapter and the scores stay, and the report says so."""
+    from aimmerging.forget import drop_memory
+    from aimmerging.report import write_report
+
+    record = drop_memory(run_dir, task)
+    write_report(run_dir)
+    if as_json:
+        _print_json(record)
+    else:
+        typer.echo(f"{record['rows_before']} rows of {task} are gone from {run_dir}")
+
+
+def _show_scores(run_dir: Path, *, as_json: bool) -> None:
+    """The score matrix and its summary."""
+    from aimmerging.rundir import read_json
+    from aimmerging.tables import show_scores
+
+    scores = read_json(run_dir / "scores.json")
+    if as_json:
+        _print_json(scores)
+    else:
+        show_scores(scores)
+        typer.echo(f"\nThe report lies in {run_dir / 'report.html'}")

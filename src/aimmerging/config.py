@@ -1,0 +1,326 @@
+"""What a run is told: typed, validated all at once, unknown keys refused with the nearest known one.
+
+Three presets: `paper` (the text's method), `reference` (the released code's decisions) and `default` (ours). A preset
+is a set of values beneath the user's own; `resolve` puts them together, so the saved config.yaml names every value.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aimmerging import memory
+from aimmerging.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
+from aimmerging.errors import ConfigError
+from aimmerging.loading import TaskSource
+from aimmerging.problems import did_you_mean
+
+SCHEMA_VERSION = 1
+Preset = Literal["paper", "reference", "default"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class ModelConfig(_Section):
+    """The frozen base model and, if there is one already, the adapter to go on with."""
+
+    name: str = Field(
+        default="skills-t5", description="hub id, folder, or skills-t5 / skills-llama for the built-in tiny base"
+    )
+    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
+    adapter: str | None = Field(default=None, description="folder of a PEFT adapter to start from")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the base's weights")
+    attention: str | None = Field(default=None, description="attn_implementation of transformers; default: its choice")
+    chat_template: bool = Field(default=True, description="use the tokenizer's chat template where it has one")
+
+
+class LoraSection(_Section):
+    """The adapter. Defaults: the paper's protocol."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    target_modules: str | list[str] | None = Field(
+        default=None, description="names, or all-linear; default: PEFT's choice for the model (query and value)"
+    )
+
+
+class TrainingConfig(_Section):
+    """Learning one task. Defaults: the paper's protocol."""
+
+    epochs: float = Field(default=10, gt=0)
+    batch_size: int = Field(default=32, ge=1, description="rows an optimizer step, over all processes")
+    micro_batch_size: int = Field(default=8, ge=1, description="rows on a device at once; divides batch_size")
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_steps: int = Field(default=50, ge=0)
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_input_tokens: int = Field(default=1024, ge=1)
+    max_output_tokens: int = Field(default=128, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of the computation; adapters stay float32"
+    )
+    activation_checkpointing: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+
+
+class MemoryConfig(_Section):
+    """What is kept of a task once it is learned."""
+
+    ratio: float = Field(default=0.02, ge=0, le=1, description="share of a task's training rows, a hard cap")
+    policy: str = Field(default="coverage", description=", ".join(memory.POLICIES))
+    stored_logits: int = Field(default=32, ge=0, description="top-k answer-token logits kept beside each row; 0: none")
+
+
+class Distillation(_Section):
+    """Rehearsal loss = CE + weight · T² · KL(stored ‖ current) at temperature T, as DER++ does."""
+
+    weight: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=2.0, gt=0)
+
+
+class RehearsalConfig(_Section):
+    """How memory rows are learned again."""
+
+    batch_size: int | None = Field(
+        default=None, ge=1, description="rows a rehearsal step; default: training.batch_size"
+    )
+    optimizer: Literal["shared", "separate", "reset"] = Field(
+        default="shared",
+        description="shared: one optimizer, as published. separate: rehearsal has moments of its own. reset: shared, "
+        "and the moments are cleared after every merge",
+    )
+    distillation: Distillation | None = Field(default=None, description="needs memory.stored_logits")
+
+
+class ProbeConfig(_Section):
+    """How the forgetting signal is measured."""
+
+    rows: int = Field(default=16, ge=1, description="memory rows a probe")
+    fixed: bool = Field(default=True, description="the same stratified rows at every probe of a task, not a fresh draw")
+
+
+class EvaluationConfig(_Section):
+    """How the score matrix is filled."""
+
+    split: Literal["test", "validation"] = Field(default="test", description="validation: for choosing settings")
+    batch_size: int = Field(default=64, ge=1)
+    zero_shot: bool = Field(
+        default=True, description="also before any training and right before learning (GEM transfer)"
+    )
+
+
+class RunConfig(_Section):
+    """One run: a method learns a sequence of tasks. `single_task` says where FWT's reference comes from."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    preset: Preset = "default"
+    method: str = "aim"
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    out: str | None = Field(default=None, description="run directory; the command line's --out wins")
+    single_task: str = Field(
+        default="none", description="train: learn each task alone too; none; or a finished run's folder"
+    )
+    benchmark: Literal["skills"] | None = Field(default=None, description="built-in tasks, learned before `tasks`")
+    tasks: list[TaskSource] = []
+    model: ModelConfig = ModelConfig()
+    lora: LoraSection = LoraSection()
+    training: TrainingConfig = TrainingConfig()
+    memory: MemoryConfig = MemoryConfig()
+    rehearsal: RehearsalConfig = RehearsalConfig()
+    probe: ProbeConfig = ProbeConfig()
+    controller: ControllerConfig = DEFAULT
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+_PUBLISHED: dict[str, Any] = {
+    "memory": {"policy": "balanced", "stored_logits": 0},
+    "rehearsal": {"optimizer": "shared", "distillation": None},
+    "probe": {"rows": 32, "fixed": False},
+}
+PRESET_VALUES: dict[str, dict[str, Any]] = {
+    "paper": {**_PUBLISHED, "controller": asdict(PAPER)},
+    "reference": {**_PUBLISHED, "controller": asdict(REFERENCE)},
+    "default": {
+        "memory": {"policy": "coverage", "stored_logits": 32},
+        "rehearsal": {"optimizer": "shared", "distillation": {"weight": 1.0, "temperature": 2.0}},
+        "probe": {"rows": 16, "fixed": True},
+        "controller": asdict(DEFAULT),
+    },
+}
+"""Values beneath the user's. Departures of `default` outside the controller: what the memory keeps decides more than
+how the adapter is merged, so rows are chosen by coverage and rehearsed towards the stored answer logits; the probe
+looks at the same stratified rows every time, which takes the draw's noise out of the forgetting signal."""
+
+
+def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Build a configuration from a mapping, `a.b=c` overrides and the preset they name.
+
+    Raises:
+        ConfigError: listing every problem at once.
+    """
+    merged = _deep_merge(values, _parse_overrides(overrides))
+    preset = merged.get("preset", "default")
+    if preset not in PRESET_VALUES:
+        raise ConfigError(_unknown("preset", str(preset), list(PRESET_VALUES)))
+    try:
+        config = RunConfig.model_validate(_deep_merge(PRESET_VALUES[preset], merged))
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    _check_together(config)
+    return config
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and :func:`resolve` it.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or its values are wrong.
+    """
+    return resolve(read_yaml(path), overrides)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key given twice is an error instead of a silent last word."""
+
+
+def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
+    repeated = {str(key) for key in keys if keys.count(key) > 1}
+    if repeated:
+        line = node.start_mark.line + 1
+        raise ConfigError(f"key {', '.join(sorted(repeated))} is given twice in the mapping at line {line}")
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: the file cannot be read, is not UTF-8, is not YAML or is not a mapping; names line and column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values = yaml.load(text, _UniqueKeyLoader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Give a YAML file in UTF-8") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds {type(values).__name__}; a configuration is a mapping, see docs/configuration.md"
+        )
+    return {str(key): value for key, value in values.items()}
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """Return the configuration as YAML with every value named."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _check_together(config: RunConfig) -> None:
+    """Refuse values that are fine alone and impossible together."""
+    problems: list[str] = []
+    training, rehearsal = config.training, config.rehearsal
+    if training.batch_size % training.micro_batch_size and training.micro_batch_size < training.batch_size:
+        problems.append(
+            f"training.batch_size is {training.batch_size}, which training.micro_batch_size "
+            f"{training.micro_batch_size} does not divide"
+        )
+    if config.memory.policy not in memory.POLICIES:
+        problems.append(_unknown("memory.policy", config.memory.policy, list(memory.POLICIES)))
+    if rehearsal.distillation and not config.memory.stored_logits:
+        problems.append(
+            "rehearsal.distillation needs the logits of past models: set memory.stored_logits above 0, or "
+            "rehearsal.distillation to null"
+        )
+    if not config.tasks and not config.benchmark:
+        problems.append("there is nothing to learn; give `tasks`, a list of at least one, or `benchmark: skills`")
+    if problems:
+        raise ConfigError(_listing(problems))
+
+
+def _deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Put `above` over `below`; mappings merge, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        low = merged.get(key)
+        merged[key] = _deep_merge(low, value) if isinstance(low, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn `a.b=c` into nested mappings; the value is read as YAML."""
+    nested: dict[str, Any] = {}
+    for override in overrides:
+        path, sign, text = override.partition("=")
+        if not sign or not path:
+            raise ConfigError(f"--set {override!r} is not of the form key.subkey=value")
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+        for part in reversed(path.split(".")):
+            value = {part: value}
+        nested = _deep_merge(nested, value)
+    return nested
+
+
+def _explain(error: ValidationError) -> str:
+    """Every problem of a validation in one message, unknown keys with the nearest known one."""
+    problems: list[str] = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            problems.append(_unknown("key", place, _siblings(item["loc"])))
+        elif item["type"] == "value_error" and place == "":
+            problems.append(item["msg"])
+        else:
+            problems.append(f"{place} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return _listing(problems)
+
+
+def _siblings(location: Sequence[int | str]) -> list[str]:
+    """Full names of the keys that would have been allowed at the place of an unknown one."""
+    model: Any = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, str):
+            model = next((kind for kind in _kinds(_fields(model).get(part)) if _fields(kind)), None)
+    prefix = "".join(f"{part}." for part in location[:-1])
+    return [prefix + name for name in _fields(model)]
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """An annotation and everything inside it: list[A] | None gives list[A], A and None too."""
+    return [annotation, *(kind for inner in get_args(annotation) for kind in _kinds(inner))]
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """Field names and annotations of a section or of a dataclass; nothing for other types."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    if isinstance(model, type) and is_dataclass(model):
+        return {field.name: field.type for field in fields(model)}
+    return {}
+
+
+def _unknown(what: str, given: str, known: Sequence[str]) -> str:
+    """`given` is not known; the nearest known one, or all of them."""
+    return f"unknown {what} {given!r}{did_you_mean(given, known) or '; allowed: ' + ', '.join(known)}"
+
+
+def _listing(problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return f"configuration: {problems[0]}"
+    return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  - {problem}" for problem in problems)])

@@ -1,0 +1,49 @@
+"""Drop the memory of a task on request: its rows and logits leave the run directory, the adapter stays."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aimmerging import rundir
+from aimmerging.errors import RunDirectoryError
+from aimmerging.problems import did_you_mean
+
+
+def memory_contents(run: Path) -> list[dict[str, Any]]:
+    """What each learned task's memory holds: task, rows, policy, or when it was dropped."""
+    stages = [stage for stage in rundir.committed_stages(run) if (stage.path / "memory").is_dir()]
+    return [rundir.read_json(stage.path / "memory" / "memory.json") for stage in stages]
+
+
+def drop_memory(run: Path, task: str) -> dict[str, Any]:
+    """Delete the memory rows and stored logits of one task; what was learned and scored is kept.
+
+    The record is written first and names the drop, so a run killed in between drops the rest when asked again.
+
+    Raises:
+        RunDirectoryError: the run does not know the task or keeps no memory of it.
+    """
+    rundir.committed_stages(run)
+    with rundir.locked(run):
+        committed = rundir.committed_stages(run)
+        stages = {stage.tasks[0]: stage for stage in committed if (stage.path / "memory").is_dir()}
+        if task not in stages:
+            raise RunDirectoryError(
+                f"{run} has no memory of a task {task!r}{did_you_mean(task, stages)}; it keeps rows of: "
+                f"{', '.join(stages) or 'none'}"
+            )
+        folder = stages[task].path / "memory"
+        record = rundir.read_json(folder / "memory.json")
+        if not record.get("dropped"):
+            record = {
+                "schema_version": rundir.SCHEMA_VERSION,
+                "task": task,
+                "dropped": True,
+                "dropped_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "rows": 0,
+                "rows_before": record["rows"],
+            }
+            rundir.write_json(folder / "memory.json", record)
+        for name in ("rows.jsonl", "logits.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    return record

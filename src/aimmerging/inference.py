@@ -1,0 +1,178 @@
+"""Use a finished run: score its adapter on tasks, answer inputs, export it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from aimmerging import rundir, sources
+from aimmerging.config import RunConfig
+from aimmerging.errors import ModelError, RunDirectoryError
+from aimmerging.evaluate import evaluate, generate, points
+from aimmerging.loading import TaskSource, load_task
+from aimmerging.models import LoadedModel, load_adapter_into, load_model
+from aimmerging.progress import Progress
+from aimmerging.scoring import Quiz
+from aimmerging.tasks import Row
+
+EXPORT_TOLERANCE = 1e-3
+"""Largest logit gap that an export may have, relative to the largest logit (float32 base)."""
+
+
+class Learned(NamedTuple):
+    """A run's model as its last stage left it."""
+
+    config: RunConfig
+    loaded: LoadedModel
+    stage: rundir.Stage
+
+
+def load_learned(run: Path, progress: Progress) -> Learned:
+    """Load base and last committed adapter of a run, on the device that would be trained on.
+
+    Raises:
+        RunDirectoryError: no run, or nothing is learned yet.
+        ModelError: the base cannot be loaded or the adapter does not fit.
+    """
+    config = rundir.saved_config(run)
+    stages = rundir.committed_stages(run)
+    if not stages:
+        raise RunDirectoryError(f"{run} has no learned task yet; run `aimmerging run {run / 'config.yaml'}`")
+    loaded = load_model(config, sources.base_folder(config.model, progress))
+    load_adapter_into(loaded.model, stages[-1].path / "adapter")
+    if config.training.device == "auto" and torch.cuda.is_available():
+        loaded.model.to("cuda")
+    loaded.model.eval()
+    return Learned(config, loaded, stages[-1])
+
+
+def score_run(run: Path, source: TaskSource | None, progress: Progress) -> dict[str, Any]:
+    """Score the last adapter on every learned task, or on the test rows of another task; nothing is written.
+
+    Returns:
+        {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
+    """
+    if source is None:
+        quizzes = Quiz.saved(rundir.committed_stages(run))
+    else:
+        quizzes = [Quiz.of(load_task(source, rundir.saved_config(run).seed), "test")]
+    config, loaded, stage = load_learned(run, progress)
+    scores: dict[str, float] = {}
+    with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
+        for quiz in quizzes:
+            size = config.evaluation.batch_size
+            predictions = evaluate(loaded.model, loaded.codec, quiz.rows, quiz.metric, batch_size=size, advance=advance)
+            scores[quiz.name] = points(predictions)
+    rows = {quiz.name: len(quiz.rows) for quiz in quizzes}
+    return {"after": stage.record["task"], "scores": scores, "rows": rows}
+
+
+def answer(run: Path, rows: Sequence[Row], progress: Progress) -> list[dict[str, Any]]:
+    """Answer each row with the last adapter: {"id", "input", "prediction"}."""
+    config, loaded, _ = load_learned(run, progress)
+    with progress.bar("answering", len(rows)) as advance:
+        texts = generate(loaded.model, loaded.codec, rows, config.evaluation.batch_size, advance)
+    return [{"id": row.id, "input": row.input, "prediction": text} for row, text in zip(rows, texts, strict=True)]
+
+
+class Gap(NamedTuple):
+    """How far the exported model's logits are from the run's own.
+
+    Attributes:
+        largest: largest absolute difference over the probed answers.
+        relative: `largest` divided by the largest absolute logit.
+        rows: rows compared.
+    """
+
+    largest: float
+    relative: float
+    rows: int
+
+
+def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str, Any]:
+    """Write the last adapter in PEFT's format, or base and adapter merged into one model that transformers loads.
+
+    The result is loaded again from disk and its logits are compared with the run's own on learned rows.
+
+    Raises:
+        ModelError: the exported files give other logits; they are removed again.
+        RunDirectoryError: `to` is there already and not empty.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RunDirectoryError(f"{to} exists and is not empty; give a new folder to --to")
+    learned = load_learned(run, progress)
+    rows = [row for quiz in Quiz.saved(rundir.committed_stages(run)) for row in quiz.rows[:8]]
+    wanted = _answer_logits(learned.loaded.model, learned, rows)
+    temporary = to.with_name(f".{to.name}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        _write_export(learned, temporary, merged=merged, progress=progress)
+        gap = _gap(wanted, _answer_logits(_reload(temporary, learned, merged=merged, progress=progress), learned, rows))
+        if not gap.relative <= EXPORT_TOLERANCE:
+            raise ModelError(
+                f"the exported model's logits differ by {gap.largest:.3g} ({gap.relative:.1%} of the largest), allowed "
+                f"is {EXPORT_TOLERANCE:.1%}; nothing was kept. Export the adapter without --merged, or load the base "
+                "with model.dtype float32"
+            )
+        if to.exists():
+            to.rmdir()
+        temporary.rename(to)
+    finally:
+        _remove(temporary)
+    kind = "merged model" if merged else "adapter"
+    return {"to": str(to), "kind": kind, "base": learned.config.model.name, "logit_gap": gap._asdict()}
+
+
+def _write_export(learned: Learned, folder: Path, *, merged: bool, progress: Progress) -> None:
+    """Adapter files as the run has them, or a fresh copy of the base with the adapter folded in."""
+    import shutil
+
+    tokenizer = learned.loaded.codec.tokenizer
+    if not merged:
+        shutil.copytree(learned.stage.path / "adapter", folder, dirs_exist_ok=True)
+        tokenizer.save_pretrained(folder)
+        return
+    copy = load_model(learned.config, sources.base_folder(learned.config.model, progress))
+    load_adapter_into(copy.model, learned.stage.path / "adapter")
+    copy.model.merge_and_unload(safe_merge=True).save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def _reload(folder: Path, learned: Learned, *, merged: bool, progress: Progress) -> Any:
+    """The exported model as a user would load it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    kind = AutoModelForSeq2SeqLM if learned.loaded.codec.encoder_decoder else AutoModelForCausalLM
+    config = learned.config.model
+    source = str(folder) if merged else sources.base_folder(config, progress)
+    base = kind.from_pretrained(source, dtype=getattr(torch, config.dtype), use_safetensors=True)
+    model = base if merged else PeftModel.from_pretrained(base, str(folder))
+    return model.to(learned.loaded.model.device).eval()
+
+
+@torch.no_grad()
+def _answer_logits(model: Any, learned: Learned, rows: Sequence[Row]) -> list[torch.Tensor]:
+    """Logits [length, vocabulary] of each row with its answer, float32 on the CPU."""
+    from aimmerging.data import Collator
+
+    codec = learned.loaded.codec
+    collate = Collator(codec.tokenizer.pad_token_id)
+    found: list[torch.Tensor] = []
+    for row in rows:
+        batch = {name: value.to(model.device) for name, value in collate([codec.example(row)]).items()}
+        found.append(model(**batch).logits[0].float().cpu())
+    return found
+
+
+def _gap(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Gap:
+    largest = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
+    scale = max(float(a.abs().max()) for a in wanted)
+    return Gap(largest, largest / scale if scale else largest, len(wanted))
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,205 @@
+"""One task: train on it with a method, then remember a few of its rows."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+
+from aimmerging import memory, rundir
+from aimmerging.config import RunConfig
+from aimmerging.data import Collator, Feature, Truncation
+from aimmerging.distillation import AnswerLogits, answer_logits, load_logits, save_logits
+from aimmerging.errors import ConfigError
+from aimmerging.methods import Method
+from aimmerging.models import LoadedModel
+from aimmerging.session import RehearsalSettings, Session
+from aimmerging.tasks import Row, Task, hash_rows
+from aimmerging.trainer import ContinualTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class PastMemory:
+    """What is left of past tasks, by task in the order learned."""
+
+    features: Mapping[str, Sequence[Feature]]
+    answers: Mapping[str, Sequence[AnswerLogits]]
+
+
+NOTHING = PastMemory({}, {})
+
+
+class Trained(NamedTuple):
+    """What learning a task left behind besides the adapter."""
+
+    session: Session
+    truncation: Truncation
+
+
+def updates(config: RunConfig, rows: int) -> int:
+    """Optimizer steps that `rows` training rows take."""
+    return math.ceil(math.ceil(rows / config.training.batch_size) * config.training.epochs)
+
+
+def recall(stages: Sequence[rundir.Stage], loaded: LoadedModel) -> PastMemory:
+    """Read the memory of committed stages; a dropped one is empty."""
+    features: dict[str, Sequence[Feature]] = {}
+    answers: dict[str, Sequence[AnswerLogits]] = {}
+    for stage in stages:
+        folder, name = stage.path / "memory", stage.tasks[0]
+        if not (folder / "rows.jsonl").exists():
+            continue
+        features[name] = loaded.codec.examples(rundir.read_rows(folder / "rows.jsonl"))
+        if (folder / "logits.safetensors").exists():
+            answers[name] = load_logits(folder / "logits.safetensors")
+    return PastMemory(features, answers)
+
+
+def train(
+    config: RunConfig,
+    loaded: LoadedModel,
+    method: Method,
+    rows: Sequence[Row],
+    past: PastMemory,
+    *,
+    index: int,
+    step_done: Callable[[Session], None],
+) -> Trained:
+    """Learn `rows` with the adapter as it is in the model.
+
+    Args:
+        config: of the run.
+        loaded: model whose adapter is trained in place.
+        method: its hooks are called around the training.
+        rows: the task's training rows.
+        past: memory of earlier tasks.
+        index: of the task in the stream, from 1; every task has a data order of its own, the same for every method.
+        step_done: called after each optimizer step.
+    """
+    count = Truncation()
+    features = loaded.codec.examples(rows, count)
+    set_seed(config.seed + index)
+    with TemporaryDirectory() as scratch:
+        arguments = training_arguments(config, Path(scratch), config.seed + index)
+        loaded.model.train()
+        trainer = ContinualTrainer(
+            model=loaded.model,
+            args=arguments,
+            train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
+            data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
+            method=method,
+            memory=past.features if method.rehearses else {},
+            answers=past.answers if method.rehearses else {},
+            rehearsal=rehearsal_settings(config),
+        )
+        trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
+        trainer.add_callback(_StepDone(trainer.session, step_done))
+        trainer.train()
+    return Trained(trainer.session, count)
+
+
+def training_arguments(config: RunConfig, folder: Path, seed: int) -> TrainingArguments:
+    """The configuration in transformers' words.
+
+    Raises:
+        ConfigError: the batch cannot be shared evenly among the processes.
+    """
+    training = config.training
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=min(training.micro_batch_size, training.batch_size),
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        warmup_steps=training.warmup_steps,
+        lr_scheduler_type=training.schedule,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        activation_checkpointing=training.activation_checkpointing,
+        bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
+        use_cpu=training.device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    together = arguments.per_device_train_batch_size * arguments.world_size
+    if training.batch_size % together:
+        raise ConfigError(
+            f"training.batch_size is {training.batch_size}; {arguments.world_size} processes with "
+            f"{arguments.per_device_train_batch_size} rows each need a multiple of {together}"
+        )
+    arguments.gradient_accumulation_steps = training.batch_size // together
+    return arguments
+
+
+def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
+    """The parts of the configuration that a session reads."""
+    size = config.rehearsal.batch_size or config.training.batch_size
+    distillation = config.rehearsal.distillation
+    return RehearsalSettings(
+        batch_size=size,
+        micro_batch_size=config.training.micro_batch_size,
+        optimizer=config.rehearsal.optimizer,
+        distillation_weight=distillation.weight if distillation else 0.0,
+        distillation_temperature=distillation.temperature if distillation else 1.0,
+        probe_rows=config.probe.rows,
+        probe_fixed=config.probe.fixed,
+        seed=config.seed,
+    )
+
+
+def remember(config: RunConfig, loaded: LoadedModel, task: Task, folder: Path) -> dict[str, int]:
+    """Choose what is kept of a task and write it to `folder`, with the current model's answer logits if asked for.
+
+    Returns:
+        how many rows are kept and how many were allowed.
+    """
+    rows, ratio, policy = task.train, config.memory.ratio, config.memory.policy
+    examples = [memory.Example(row.input, row.output) for row in rows]
+    kept = [rows[place] for place in memory.select(examples, policy, ratio, config.seed)]
+    folder.mkdir()
+    rundir.write_rows(folder / "rows.jsonl", kept)
+    if config.memory.stored_logits and kept:
+        save_logits(folder / "logits.safetensors", _stored_logits(config, loaded, kept))
+    record = {"task": task.name, "policy": policy, "ratio": ratio, "train_rows": len(rows), "rows": len(kept)}
+    rundir.write_json(
+        folder / "memory.json", {"schema_version": rundir.SCHEMA_VERSION, **record, "sha256": hash_rows(kept)}
+    )
+    return {"rows": len(kept), "limit": memory.limit(ratio, len(rows))}
+
+
+@torch.no_grad()
+def _stored_logits(config: RunConfig, loaded: LoadedModel, rows: Sequence[Row]) -> list[AnswerLogits]:
+    """Answer-token logits of the model as it is now, in eval mode."""
+    model, codec = loaded.model, loaded.codec
+    model.eval()
+    collate, size = Collator(codec.tokenizer.pad_token_id), config.training.micro_batch_size
+    stored: list[AnswerLogits] = []
+    for start in range(0, len(rows), size):
+        batch = collate(codec.examples(rows[start : start + size]))
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        logits = model(**batch).logits
+        stored += answer_logits(logits, batch["labels"], config.memory.stored_logits, shift=not codec.encoder_decoder)
+    return stored
+
+
+class _StepDone(TrainerCallback):
+    """Tells the progress bar; added after the method's own callback, so it sees the step's merge."""
+
+    def __init__(self, session: Session, done: Callable[[Session], None]) -> None:
+        self.session = session
+        self.done = done
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step is done."""
+        self.done(self.session)

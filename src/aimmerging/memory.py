@@ -1,0 +1,170 @@
+"""What is kept of past tasks and how it is drawn: a hard cap, four policies, draws that are pure functions.
+
+A draw is a function of (seed, batch number), never of how often somebody drew before, so that a resumed run and every
+rank of a distributed run see the same rows. Rows are anything; the policies look at their texts and labels only.
+"""
+
+import math
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from aimmerging.errors import ConfigError
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Example(NamedTuple):
+    """What a policy sees of a training row.
+
+    Attributes:
+        text: the prompt.
+        label: the answer; equal answers form a class.
+    """
+
+    text: str
+    label: str
+
+
+class MemoryRef(NamedTuple):
+    """Where a drawn row lies: the task's name and the row's place in that task's memory."""
+
+    task: str
+    row: int
+
+
+def limit(ratio: float, train_rows: int) -> int:
+    """Return the hard cap ceil(ratio · train_rows) on the rows kept of one task (paper: ratio 0.02).
+
+    Raises:
+        ConfigError: `ratio` lies outside 0..1.
+    """
+    if not 0 <= ratio <= 1:
+        raise ConfigError(f"memory ratio is {ratio}; it is a share of a task's training rows, from 0 to 1")
+    return min(train_rows, math.ceil(ratio * train_rows - 1e-9))
+
+
+def select(examples: Sequence[Example], policy: str, ratio: float, seed: int) -> list[int]:
+    """Choose the rows of one task to keep.
+
+    Args:
+        examples: the task's training rows.
+        policy: one of :data:`POLICIES`.
+        ratio: share of the rows to keep at most.
+        seed: of this task's choice.
+
+    Returns:
+        at most :func:`limit` different indices, ascending.
+
+    Raises:
+        ConfigError: unknown policy or impossible ratio.
+    """
+    if policy not in POLICIES:
+        raise ConfigError(f"memory policy is {policy!r}; allowed: {', '.join(POLICIES)}")
+    count = limit(ratio, len(examples))
+    chosen = sorted(POLICIES[policy](examples, count, random.Random(f"{seed}/memory")))
+    if len(set(chosen)) != len(chosen) or len(chosen) > count:
+        raise AssertionError(f"policy {policy!r} broke the cap: {len(chosen)} rows, {count} allowed")
+    return chosen
+
+
+def draw(sizes: Mapping[str, int], batch_size: int, seed: int, number: int) -> list[MemoryRef]:
+    """Return batch `number`, stratified: tasks take turns, each goes through all its rows before one comes again.
+
+    Args:
+        sizes: rows in memory by task, in task order; tasks without rows take no turn.
+        batch_size: rows in the batch.
+        seed: of the whole sequence of draws.
+        number: which batch, from 0.
+
+    Raises:
+        ConfigError: no task has a row.
+    """
+    tasks = [task for task, size in sizes.items() if size]
+    if not tasks:
+        raise ConfigError(
+            "the memory holds no row of any task; raise memory.ratio or choose a method without rehearsal"
+        )
+    slots = range(number * batch_size, (number + 1) * batch_size)
+    orders: dict[tuple[str, int], list[int]] = {}
+    batch: list[MemoryRef] = []
+    for slot in slots:
+        turn, task = slot // len(tasks), tasks[slot % len(tasks)]
+        epoch, position = divmod(turn, sizes[task])
+        if (task, epoch) not in orders:
+            orders[task, epoch] = _permutation(sizes[task], f"{seed}/{task}/{epoch}")
+        batch.append(MemoryRef(task, orders[task, epoch][position]))
+    return batch
+
+
+def _permutation(size: int, key: str) -> list[int]:
+    """A permutation that depends on the key alone; Python keeps this stream stable over its versions."""
+    order = list(range(size))
+    random.Random(key).shuffle(order)
+    return order
+
+
+def _uniform(examples: Sequence[Example], count: int, rng: random.Random) -> list[int]:
+    """Every row equally likely."""
+    return rng.sample(range(len(examples)), count)
+
+
+def _reservoir(examples: Sequence[Example], count: int, rng: random.Random) -> list[int]:
+    """Algorithm R: uniform as well, but decided row by row, as for a stream whose length is not known."""
+    kept: list[int] = []
+    for index in range(len(examples)):
+        if len(kept) < count:
+            kept.append(index)
+        elif (slot := rng.randint(0, index)) < count:
+            kept[slot] = index
+    return kept
+
+
+def _balanced(examples: Sequence[Example], count: int, rng: random.Random) -> list[int]:
+    """Classes take turns, each giving a random row of its own (the paper's class-balanced memory, capped)."""
+    return _round_robin(_classes(examples, rng), count, lambda rows: rows.pop())
+
+
+def _coverage(examples: Sequence[Example], count: int, rng: random.Random) -> list[int]:
+    """Classes take turns, each giving the row that adds most tokens not yet covered; ties go by the shuffled order."""
+    words = [frozenset(_WORD.findall(example.text.lower())) for example in examples]
+    covered: set[str] = set()
+
+    def take(rows: list[int]) -> int:
+        best = max(range(len(rows)), key=lambda place: len(words[rows[place]] - covered))
+        covered.update(words[rows[best]])
+        return rows.pop(best)
+
+    return _round_robin(_classes(examples, rng), count, take)
+
+
+def _classes(examples: Sequence[Example], rng: random.Random) -> list[list[int]]:
+    """Indices by label, shuffled within and between classes so that no file order decides who is kept."""
+    by_label: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        by_label.setdefault(example.label, []).append(index)
+    groups = list(by_label.values())
+    for rows in groups:
+        rng.shuffle(rows)
+    rng.shuffle(groups)
+    return groups
+
+
+def _round_robin(groups: list[list[int]], count: int, take: Callable[[list[int]], int]) -> list[int]:
+    """Let the groups take turns until `count` rows are taken; the cap wins over one row a class."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        for rows in groups:
+            if rows and len(chosen) < count:
+                chosen.append(take(rows))
+    return chosen
+
+
+POLICIES: dict[str, Callable[[Sequence[Example], int, random.Random], list[int]]] = {
+    "balanced": _balanced,
+    "uniform": _uniform,
+    "reservoir": _reservoir,
+    "coverage": _coverage,
+}
+"""How the rows to keep are chosen."""

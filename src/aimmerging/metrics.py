@@ -1,0 +1,146 @@
+"""Scores of rows and of runs: each definition beside its formula.
+
+Row scores lie in 0..1. A score matrix holds points, 0..100: ``matrix[i][j]`` is the score on task i after learning
+task j, column 0 is before any training, None was not evaluated. Tasks count from 1 in the formulas.
+"""
+
+import functools
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+Matrix = Sequence[Sequence[float | None]]
+
+DEFINITIONS = {
+    "op": ("Overall performance", "mean over tasks of a[i, K], the score after the last task"),
+    "bwt": ("Backward transfer", "mean over i < K of a[i, K] - a[i, i]; negative means forgetting"),
+    "fwt": ("Forward transfer", "mean over tasks of a[i, i] - s[i], s[i] being the task trained alone, same budget"),
+    "fwt_gem": ("Forward transfer (GEM)", "mean over i > 1 of a[i, i-1] - a[i, 0]: zero-shot gain before learning"),
+    "forgetting": ("Forgetting", "mean over i < K of max over i <= j < K of a[i, j] - a[i, K]"),
+    "average_incremental": ("Average incremental score", "mean over j of the mean over i <= j of a[i, j]"),
+    "worst_task": ("Worst task", "min over tasks of a[i, K]"),
+    "plasticity": ("Plasticity", "mean over tasks of a[i, i], the score right after learning"),
+}
+"""Title and formula of every field of :class:`Summary`, for reports."""
+
+
+class Summary(NamedTuple):
+    """What a score matrix says, in points; None where the matrix does not hold what the definition needs.
+
+    Definitions: :data:`DEFINITIONS`. With one task nothing can be forgotten, so BWT and forgetting are None.
+    """
+
+    op: float | None
+    bwt: float | None
+    fwt: float | None
+    fwt_gem: float | None
+    forgetting: float | None
+    average_incremental: float | None
+    worst_task: float | None
+    plasticity: float | None
+
+
+def summarise(matrix: Matrix, single_task: Sequence[float | None] | None = None) -> Summary:
+    """Reduce a score matrix to its summary.
+
+    Args:
+        matrix: K rows, 1 + (stages so far) columns. While a stream is still running the last column there is takes
+            the place of column K and only the tasks learned so far count.
+        single_task: s, one score a task, or None where no reference was trained.
+    """
+    learned = max((len(row) for row in matrix), default=1) - 1
+    rows = matrix[:learned]
+    last = [row[learned] for row in rows]
+    own = [row[i + 1] for i, row in enumerate(rows)]
+    references = list(single_task[:learned]) if single_task else [None] * learned
+    peaks = [_max_known(row[i + 1 : learned]) for i, row in enumerate(rows[:-1])]
+    averages = [_mean([rows[i][j] for i in range(j)]) for j in range(1, learned + 1)]
+    return Summary(
+        op=_mean(last),
+        bwt=_mean_difference(last[:-1], own[:-1]),
+        fwt=_mean_difference(own, references),
+        fwt_gem=_mean_difference([row[i] for i, row in enumerate(rows)][1:], [row[0] for row in rows][1:]),
+        forgetting=_mean_difference(peaks, last[:-1]),
+        average_incremental=_mean(averages),
+        worst_task=None if not last or None in last else min(value for value in last if value is not None),
+        plasticity=_mean(own),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean, or None where there is nothing or a gap: a mean over what happens to be there would be another quantity."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _mean_difference(left: Sequence[float | None], right: Sequence[float | None]) -> float | None:
+    """Mean of left - right under the rule of :func:`_mean`."""
+    return _mean([None if a is None or b is None else a - b for a, b in zip(left, right, strict=True)])
+
+
+def _max_known(values: Sequence[float | None]) -> float | None:
+    """Largest value, or None where there is a gap."""
+    known = [value for value in values if value is not None]
+    return max(known) if known and len(known) == len(values) else None
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """1 where the texts agree after stripping and lower-casing, else 0 (the benchmarks' accuracy)."""
+    return float(prediction.strip().lower() == reference.strip().lower())
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """F1 of the bags of words, lower-cased, without punctuation and articles (the SQuAD measure)."""
+    predicted, wanted = _words(prediction), _words(reference)
+    if not predicted or not wanted:
+        return float(predicted == wanted)
+    shared = (Counter(predicted) & Counter(wanted)).total()
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(predicted), shared / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _words(text: str) -> list[str]:
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L F-measure with Porter stemming, from the rouge_score package.
+
+    Equal texts score 1 also where the package finds no Latin word in them (a bare symbol, another script).
+    """
+    if prediction.strip() == reference.strip():
+        return 1.0
+    return float(_rouge().score(reference, prediction)["rougeL"].fmeasure)
+
+
+@functools.cache
+def _rouge() -> Any:
+    """The scorer, imported on first use: it pulls in nltk, which would slow the command line's start."""
+    from rouge_score.rouge_scorer import RougeScorer  # pyright: ignore[reportMissingTypeStubs]
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+_ROW_SCORES: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "rouge_l": rouge_l,
+    "token_f1": token_f1,
+}
+METRICS = tuple(_ROW_SCORES)
+"""Names a task may give as its metric."""
+
+
+def score(metric: str, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Score each prediction against its reference, 0..1.
+
+    Raises:
+        KeyError: `metric` is not one of :data:`METRICS` (tasks are validated before they get here).
+        ValueError: the two sequences differ in length.
+    """
+    row_score = _ROW_SCORES[metric]
+    return [row_score(guess, truth) for guess, truth in zip(predictions, references, strict=True)]

@@ -1,0 +1,176 @@
+"""Base model, tokenizer and adapter: load, attach, copy, save. Safetensors only, no remote code."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from aimmerging.config import LoraSection, ModelConfig, RunConfig
+from aimmerging.data import Codec
+from aimmerging.errors import ModelError
+
+BUILT_IN: dict[str, Literal["t5", "llama"]] = {"skills-t5": "t5", "skills-llama": "llama"}
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A PEFT model ready to train, with what is needed to feed and name it.
+
+    Attributes:
+        model: PeftModel over the frozen base, adapter attached and trainable.
+        codec: rows to tokens.
+        revision: commit on the hub, or None for a folder.
+        sha256: of the base's files where it is a folder, else None.
+        fresh: the adapter's tensors as they were attached, for methods that start each task anew.
+    """
+
+    model: Any
+    codec: Codec
+    revision: str | None
+    sha256: str | None
+    fresh: dict[str, Any]
+
+
+def load_model(config: RunConfig, folder: str) -> LoadedModel:
+    """Load base and tokenizer from `folder` (or the hub) and attach the adapter of the configuration.
+
+    Raises:
+        ModelError: missing, without safetensors, of an unknown kind, without tokenizer, or the adapter does not fit.
+    """
+    import torch
+    from transformers import set_seed
+
+    base, tokenizer = _load_base(config.model, folder)
+    set_seed(config.seed)
+    model = _attach(base, config.lora, config.model.adapter)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # fusing small moves in half precision would lose them
+            parameter.data = parameter.data.to(torch.float32)
+    codec = Codec(
+        tokenizer,
+        bool(base.config.is_encoder_decoder),
+        config.training.max_input_tokens,
+        config.training.max_output_tokens,
+        config.model.chat_template,
+    )
+    revision = getattr(base.config, "_commit_hash", None)
+    return LoadedModel(model, codec, revision, _hash_folder(Path(folder)), adapter_state(model))
+
+
+def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
+    """The frozen base on the CPU and its tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    try:
+        settings = AutoConfig.from_pretrained(folder, revision=config.revision)
+        kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+        options: dict[str, Any] = {"attn_implementation": config.attention} if config.attention else {}
+        base = kind.from_pretrained(
+            folder, revision=config.revision, dtype=getattr(torch, config.dtype), use_safetensors=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"model {config.name!r} cannot be loaded: {error}\nGive a hub id or a folder with config.json, "
+            "*.safetensors and a tokenizer; pickled weights (.bin) are refused because loading them runs code"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {config.name!r} has no end-of-sequence token, so answers could never end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return base, tokenizer
+
+
+def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
+    """A new LoRA adapter, or an existing one to go on with."""
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
+    if adapter is not None:
+        path = Path(adapter)
+        if not (path / "adapter_model.safetensors").is_file():
+            raise ModelError(f"{adapter} holds no adapter_model.safetensors; give the folder of a PEFT adapter")
+        try:
+            return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(f"the adapter in {adapter} does not fit this base model: {error}") from None
+    task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
+    settings = LoraConfig(
+        task_type=task,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - PEFT takes any number
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+    try:
+        return get_peft_model(base, settings)
+    except ValueError as error:
+        raise ModelError(f"LoRA cannot be attached: {error}\nSet lora.target_modules, for example all-linear") from None
+
+
+def adapter_state(model: Any) -> dict[str, Any]:
+    """A copy of the adapter's tensors, by PEFT's names."""
+    from peft import get_peft_model_state_dict
+
+    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()}
+
+
+def set_adapter_state(model: Any, state: dict[str, Any]) -> None:
+    """Copy tensors into the adapter in place.
+
+    Raises:
+        ModelError: a tensor is missing or of another shape; PEFT itself would load what matches and stay silent.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    own = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(model).items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if own != given:
+        wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+        raise ModelError(
+            f"the adapter does not fit the model: {len(wrong)} tensors are missing or of another shape, first "
+            f"{wrong[0]} ({given.get(wrong[0])} given, {own.get(wrong[0])} wanted); check base model and lora.rank"
+        )
+    set_peft_model_state_dict(model, state)
+
+
+def load_adapter_into(model: Any, folder: Path) -> None:
+    """Copy a saved PEFT adapter into the model's adapter.
+
+    Raises:
+        ModelError: the file is damaged or does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from None
+    set_adapter_state(model, state)
+
+
+def save_adapter(model: Any, folder: Path, base_name: str) -> None:
+    """Write the adapter in PEFT's format, naming the base as the user named it."""
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card template: sections without content
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = base_name
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _hash_folder(folder: Path) -> str | None:
+    """SHA-256 over config and weights of a local base, None for a hub id (its commit identifies it)."""
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,207 @@
+"""The whole story: for each task train → remember → evaluate → commit.
+
+    from aimmerging.config import load_config
+    from aimmerging.run import run
+    run(load_config(Path("config.yaml")), Path("runs/mine"))
+
+Running the same configuration again goes on after the last committed task.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+
+from aimmerging import learning, manifest, report, rundir, sources
+from aimmerging.config import RunConfig
+from aimmerging.errors import ConfigError, RunDirectoryError
+from aimmerging.loading import TaskSource
+from aimmerging.methods import METHODS, Method
+from aimmerging.models import LoadedModel, load_adapter_into, load_model, set_adapter_state
+from aimmerging.progress import Progress
+from aimmerging.scoring import Quiz, Scorer, save_quizzes
+from aimmerging.session import Session
+from aimmerging.tasks import Task, TaskStream
+
+Todo = Sequence[tuple[int, Sequence[Task]]]
+"""Stages to do: how many tasks are learned after each, and which tasks it learns."""
+
+
+def run(config: RunConfig, out: Path, *, base: Path = Path(), progress: Progress | None = None) -> Path:
+    """Learn the configuration's tasks in order; those already committed in `out` are not learned again.
+
+    Args:
+        config: what to do.
+        out: run directory, made if it is not there.
+        base: folder that relative paths of tasks start from.
+        progress: told what goes on.
+
+    Returns:
+        `out`.
+
+    Raises:
+        AimmergingError: the tasks, the model, the configuration or the run directory are not fit; before any training.
+    """
+    return run_stream(config, sources.task_stream(config, base), out, progress=progress)
+
+
+def run_stream(config: RunConfig, stream: TaskStream, out: Path, *, progress: Progress | None = None) -> Path:
+    """As :func:`run`, with tasks that are already loaded."""
+    if config.method not in METHODS:
+        raise ConfigError(f"unknown method {config.method!r}; allowed: {', '.join(METHODS)}")
+    progress = progress or Progress()
+    if config.single_task == "train":
+        run_stream(_alone(config), stream, out / "single_task", progress=progress)
+    joint = METHODS[config.method](config.controller).joint
+    return _learn_all(config, out, lambda: _not_yet_learned(out, stream, joint=joint), progress)
+
+
+def learn(out: Path, task: Task, source: TaskSource, *, progress: Progress | None = None) -> Path:
+    """Add one task to an existing run, with the run's own configuration: the production case.
+
+    The data of earlier tasks is not needed: their memory and test rows lie in the run directory.
+
+    Raises:
+        RunDirectoryError: no run, or it knows a task of this name.
+    """
+    config = rundir.saved_config(out)
+    known = rundir.learned_tasks(out)
+    if task.name in known:
+        raise RunDirectoryError(f"{out} has learned {task.name!r} already; give the new task another --name")
+    if METHODS[config.method](config.controller).joint:
+        raise RunDirectoryError(f"{out} learned all its tasks at once ({config.method}); no task can be added to it")
+    progress = progress or Progress()
+    if config.single_task == "train" and task.name not in rundir.learned_tasks(out / "single_task"):
+        learn(out / "single_task", task, source, progress=progress)
+    _learn_all(config, out, lambda: [(len(known) + 1, [task])], progress)
+    rundir.save_config(out, config.model_copy(update={"tasks": [*config.tasks, source]}))
+    return out
+
+
+def _alone(config: RunConfig) -> RunConfig:
+    """The configuration of FWT's reference: the same budget, each task on a fresh adapter."""
+    return config.model_copy(update={"method": "single_task", "single_task": "none"})
+
+
+def _learn_all(config: RunConfig, out: Path, plan: Callable[[], Todo], progress: Progress) -> Path:
+    """Do the stages that `plan` names, under the run directory's lock."""
+    ranks = PartialState(cpu=config.training.device == "cpu")
+    method = METHODS[config.method](config.controller)
+    with _owned(out, ranks):
+        if (out / "config.yaml").exists():
+            rundir.check_same_config(out, config)
+        todo = plan()
+        if not todo:
+            progress.say(f"{out}: all tasks are learned already")
+            return out
+        with ranks.main_process_first():
+            folder = sources.base_folder(config.model, progress)
+        loaded = load_model(config, folder)
+        if ranks.is_main_process and not (out / "config.yaml").exists():
+            rundir.save_config(out, config)
+        for index, tasks in todo:
+            _learn(config, loaded, method, index, tasks, out=out, ranks=ranks, progress=progress)
+            ranks.wait_for_everyone()
+    return out
+
+
+@contextmanager
+def _owned(out: Path, ranks: PartialState) -> Iterator[None]:
+    """The lock is the main process's; the others follow it."""
+    if not ranks.is_main_process:
+        yield
+        return
+    with rundir.locked(out):
+        yield
+
+
+def _not_yet_learned(out: Path, stream: TaskStream, *, joint: bool) -> Todo:
+    """The stages that are still to do.
+
+    Raises:
+        RunDirectoryError: the committed tasks are not the stream's first ones, or their data changed.
+    """
+    learned = rundir.learned_tasks(out) if (out / "config.yaml").exists() else {}
+    wanted = {task.name: task.sha256 for task in stream}
+    for (name, digest), (wish, rows) in zip(learned.items(), wanted.items(), strict=False):
+        if name != wish:
+            raise RunDirectoryError(f"{out} learned {name!r} where the configuration has {wish!r}; give another --out")
+        if digest != rows:
+            raise RunDirectoryError(f"the rows of task {name!r} changed since {out} learned it; give another --out")
+    rest = stream.tasks[len(learned) :]
+    if joint:
+        return [(len(stream), rest)] if rest else []
+    return [(len(learned) + place, [task]) for place, task in enumerate(rest, start=1)]
+
+
+def _learn(
+    config: RunConfig,
+    loaded: LoadedModel,
+    method: Method,
+    index: int,
+    tasks: Sequence[Task],
+    *,
+    out: Path,
+    ranks: PartialState,
+    progress: Progress,
+) -> None:
+    """One stage: train → remember → evaluate → commit."""
+    past = rundir.committed_stages(out)
+    title = tasks[0].name if len(tasks) == 1 else "all tasks"
+    first = index - len(tasks) + 1
+    quizzes = [Quiz.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, start=first)]
+    scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
+
+    set_adapter_state(loaded.model, loaded.fresh)
+    baseline = config.evaluation.zero_shot and not method.fresh_adapter
+    zero_shot = scorer.scores(quizzes) if baseline else {}
+    if past and not method.fresh_adapter:
+        load_adapter_into(loaded.model, past[-1].path / "adapter")
+    before = scorer.scores(quizzes) if baseline and past else {}
+
+    rows = [row for task in tasks for row in task.train]
+    memory = learning.recall(past, loaded) if method.rehearses else learning.NOTHING
+    with progress.bar(f"{config.method}: {title}", learning.updates(config, len(rows))) as advance:
+        trained = learning.train(
+            config, loaded, method, rows, memory, index=index, step_done=_narrator(title, advance, progress)
+        )
+    if not ranks.is_main_process:
+        return
+    costs = trained.session.costs
+    with rundir.commit_stage(out, index, title) as folder:
+        with costs.measure("memory"):
+            kept = learning.remember(config, loaded, tasks[0], folder / "memory") if method.rehearses else None
+        with costs.measure("evaluation"):
+            earlier = [] if method.fresh_adapter else Quiz.saved(past)
+            scores = scorer.scores([*earlier, *quizzes], folder / "predictions")
+        results = {"scores": scores, "zero_shot": zero_shot, "before": before.get(title), "memory": kept}
+        manifest.write_stage(folder, config, trained, loaded, tasks, index=index, results=results)
+        save_quizzes(folder, quizzes)
+    manifest.write_manifest(out, config, loaded)
+    rundir.write_json(out / "scores.json", rundir.collect_scores(out))
+    report.write_report(out)
+    progress.say(_headline(config.method, title, scores, costs.merges))
+
+
+def _narrator(title: str, advance: Callable[[int], None], progress: Progress) -> Callable[[Session], None]:
+    """After each step: move the bar, and one line for a merge."""
+
+    def told(session: Session) -> None:
+        advance(1)
+        event = session.events[-1]
+        if event["kind"] == "merge":
+            progress.say(
+                f"  {title} step {event['step']}: merge ({event['why']}), {event['rehearsal_steps']} rehearsal steps, "
+                f"weights {event['weight_in']:g}/{event['weight_out']:g}, interval {event['interval_before']} to "
+                f"{event['interval_after']}"
+            )
+
+    return told
+
+
+def _headline(method: str, title: str, scores: dict[str, float], merges: int) -> str:
+    """One line a stage."""
+    values = "  ".join(f"{name} {value:.1f}" for name, value in scores.items())
+    merged = f", {merges} merges" if merges else ""
+    return f"{method}: learned {title}{merged} | {values}"

@@ -1,0 +1,297 @@
+"""The run directory: what is where, atomic commits, and what may be read back. Layout: docs/files.md.
+
+A stage is written under a temporary name, synced and renamed; its COMMITTED file is written last, and a directory
+without one does not exist for any reader. What lies beside the stages (scores.json, report.html) is derived from them.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aimmerging import metrics
+from aimmerging.config import RunConfig, dump_yaml, read_yaml, resolve
+from aimmerging.errors import RunDirectoryError
+from aimmerging.tasks import Row
+
+SCHEMA_VERSION = 1
+COMMITTED = "COMMITTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One committed stage: its folder and its stage.json."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks learned in this stage: one, or all of them in a joint run."""
+        return self.record["tasks"]
+
+
+def stage_slug(index: int, task: str) -> str:
+    """Folder name of a stage. Only a-z, 0-9 and dashes of the task's name get in, so no name leads elsewhere."""
+    slug = re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-")[:40]
+    return f"{index:02d}-{slug}" if slug else f"{index:02d}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """:func:`write_text` of readable JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """:func:`write_text` of one JSON object a line."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of ours.
+
+    Raises:
+        RunDirectoryError: missing, damaged or of a newer schema.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+        found = value.get("schema_version") if isinstance(value, dict) else type(value).__name__
+        raise RunDirectoryError(
+            f"{path} has schema version {found!r}, this release reads {SCHEMA_VERSION}; use the release that wrote it"
+        )
+    return value
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line.
+
+    Raises:
+        RunDirectoryError: missing or damaged; names the line.
+    """
+    records: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"line {number} is not an object")
+                records.append(record)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{path} is damaged after line {len(records)}: {error}") from None
+    return records
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as JSONL, each with its hash."""
+    write_jsonl(path, [row.to_json() | {"sha256": row.sha256} for row in rows])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read what :func:`write_rows` wrote.
+
+    Raises:
+        RunDirectoryError: a row is damaged or does not match its hash.
+    """
+    rows: list[Row] = []
+    for number, record in enumerate(read_jsonl(path), start=1):
+        try:
+            rows.append(Row.from_json(record))
+            intact = rows[-1].sha256 == record["sha256"]
+        except (KeyError, TypeError, AttributeError):
+            intact = False
+        if not intact:
+            raise RunDirectoryError(
+                f"{path}, line {number}: the row does not match its hash; it was edited or damaged. "
+                "To take rows out, use `aimmerging memory drop`"
+            )
+    return rows
+
+
+def committed_stages(run: Path) -> list[Stage]:
+    """Committed stages in order; a directory without its marker is left out.
+
+    Raises:
+        RunDirectoryError: `run` is no run directory, or a committed stage is damaged.
+    """
+    if not (run / "config.yaml").is_file():
+        raise RunDirectoryError(f"{run} is not a run directory: it has no config.yaml. Make one with `aimmerging run`")
+    folders = sorted(path.parent for path in (run / "stages").glob(f"*/{COMMITTED}"))
+    stages = [Stage(folder, read_json(folder / "stage.json")) for folder in folders]
+    stages.sort(key=lambda stage: stage.record["index"])
+    return stages
+
+
+def unfinished(run: Path) -> list[Path]:
+    """Stage folders that a killed run left without a marker."""
+    return [path for path in sorted((run / "stages").glob("*")) if not (path / COMMITTED).exists()]
+
+
+@contextmanager
+def commit_stage(run: Path, index: int, task: str) -> Iterator[Path]:
+    """Give a folder to write a stage into; on leaving without error it becomes the stage, else nothing changed."""
+    final = run / "stages" / stage_slug(index, task)
+    temporary = final.with_name(f".{final.name}.tmp")
+    for leftover in (temporary, *unfinished(run)):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        _sync(temporary)
+        temporary.rename(final)
+        write_text(final / COMMITTED, f"{SCHEMA_VERSION}\n")
+        _sync(final)
+        _sync(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a directory entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run directory for one process; the operating system lets go when the process dies.
+
+    Raises:
+        RunDirectoryError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunDirectoryError(f"{run} is in use by another process; wait for it or choose another --out") from None
+
+
+def save_config(run: Path, config: RunConfig) -> None:
+    """Write config.yaml."""
+    write_text(run / "config.yaml", dump_yaml(config))
+
+
+def saved_config(run: Path) -> RunConfig:
+    """Read config.yaml back.
+
+    Raises:
+        RunDirectoryError: `run` is no run directory.
+    """
+    committed_stages(run)
+    return resolve(read_yaml(run / "config.yaml"))
+
+
+def learned_tasks(run: Path) -> dict[str, str]:
+    """Content hash of each learned task, by name in the order learned; empty where there is no run yet."""
+    if not (run / "config.yaml").exists():
+        return {}
+    return {name: digest for stage in committed_stages(run) for name, digest in stage.record["data"].items()}
+
+
+def check_same_config(run: Path, config: RunConfig) -> None:
+    """Refuse to go on with another configuration. Another place is no difference, and tasks are compared by content.
+
+    Raises:
+        RunDirectoryError: lists each value that differs.
+    """
+    old, new = _flatten(saved_config(run)), _flatten(config)
+    changed = [
+        f"  - {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.split(".")[0] not in ("out", "tasks", "benchmark")
+    ]
+    if changed:
+        raise RunDirectoryError(
+            "\n".join([f"{run} was made with another configuration; give another --out or the same values:", *changed])
+        )
+
+
+def single_task_scores(run: Path, config: RunConfig) -> list[float] | None:
+    """s, each learned task's score when it was trained alone, from the run that the configuration names.
+
+    Raises:
+        RunDirectoryError: that run does not know one of the tasks, or learned it from other rows.
+    """
+    if config.single_task == "none":
+        return None
+    reference = run / "single_task" if config.single_task == "train" else Path(config.single_task)
+    own: dict[str, float] = {}
+    for stage in committed_stages(reference):
+        own |= stage.record["scores"]
+    rows = learned_tasks(reference)
+    for name, digest in learned_tasks(run).items():
+        if rows.get(name) != digest:
+            raise RunDirectoryError(f"the single-task reference {reference} has not learned {name!r} from these rows")
+    return [own[name] for name in learned_tasks(run)]
+
+
+def _flatten(config: RunConfig) -> dict[str, Any]:
+    """Dotted keys to values."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if items is None:
+            flat[key] = value
+        else:
+            for name, inner in items:
+                walk(inner, f"{key}.{name}" if key else str(name))
+
+    walk(config.model_dump(mode="json"), "")
+    return flat
+
+
+def collect_scores(run: Path) -> dict[str, Any]:
+    """Put the committed stages together into what scores.json holds (docs/files.md)."""
+    stages, config = committed_stages(run), saved_config(run)
+    single_task = single_task_scores(run, config)
+    names = [name for stage in stages for name in stage.tasks]
+    matrix: list[list[float | None]] = [[None] * (len(names) + 1) for _ in names]
+    costs: dict[str, float] = {}
+    for stage in stages:
+        record = stage.record
+        if record["before"] is not None:
+            matrix[names.index(record["task"])][record["index"] - 1] = record["before"]
+        for name, value in record["zero_shot"].items():
+            matrix[names.index(name)][0] = value
+        for name, value in record["scores"].items():
+            matrix[names.index(name)][record["index"]] = value
+        for key, value in record["costs"].items():
+            costs[key] = max(costs.get(key, 0), value) if key == "peak_memory_bytes" else costs.get(key, 0) + value
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "method": config.method,
+        "preset": config.preset,
+        "seed": config.seed,
+        "tasks": names,
+        "metrics": [metric for stage in stages for metric in stage.record["metrics"]],
+        "matrix": matrix,
+        "single_task": single_task,
+        "summary": metrics.summarise(matrix, single_task)._asdict(),
+        "costs": costs,
+    }

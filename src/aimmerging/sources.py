@@ -1,0 +1,38 @@
+"""From a configuration to its tasks and its base model, be they the user's or built in."""
+
+from pathlib import Path
+
+from aimmerging.benchmarks import base_model, skills
+from aimmerging.config import ModelConfig, RunConfig
+from aimmerging.loading import load_stream
+from aimmerging.models import BUILT_IN
+from aimmerging.progress import Progress
+from aimmerging.tasks import TaskStream
+
+
+def task_stream(config: RunConfig, base: Path) -> TaskStream:
+    """Load and validate the configuration's tasks, built-in ones first.
+
+    Raises:
+        DataError: listing every problem of every task.
+    """
+    built_in = skills.task_stream(config.seed).tasks if config.benchmark == "skills" else ()
+    own = load_stream(config.tasks, config.seed, base).tasks if config.tasks else ()
+    return TaskStream((*built_in, *own))
+
+
+def base_folder(config: ModelConfig, progress: Progress) -> str:
+    """Where transformers finds the base: the name itself, or the folder of the built-in base, trained if need be."""
+    family = BUILT_IN.get(config.name)
+    if family is None:
+        return config.name
+    done = 0
+    with progress.bar("training the tiny base model (once)", 100) as advance:
+
+        def show(step: int, steps: int) -> None:
+            nonlocal done
+            percent = 100 * step // steps
+            advance(percent - done)
+            done = percent
+
+        return str(base_model.ensure(family, progress=show))

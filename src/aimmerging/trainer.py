@@ -1,0 +1,131 @@
+"""The mixin that turns a Hugging Face trainer into a continual learner.
+
+    class MyTrainer(ContinualMixin, Seq2SeqTrainer): ...
+    MyTrainer(model=peft_model, args=args, train_dataset=..., method=Aim(), memory={"old task": features}).train()
+
+After each optimizer step, when gradients are cleared and the step is counted, the method sees a
+:class:`~aimmerging.session.Session`; a save or evaluation of the same step then finds merged weights.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+
+from aimmerging.distillation import AnswerLogits
+from aimmerging.errors import ModelError
+from aimmerging.methods.base import Method
+from aimmerging.session import RehearsalSettings, Session
+
+
+class _MethodCallback(TrainerCallback):
+    """Carries the trainer's events to the method; bound to the trainer, because a callback alone is not given one."""
+
+    def __init__(self, trainer: "ContinualMixin") -> None:
+        self.trainer = trainer
+        self.started = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the method see the adapter as it comes in."""
+        self.started = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.trainer.method.before_task(self.trainer.session)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the learning rate the step used, before the schedule moves on."""
+        self.trainer.session.learning_rate = self.trainer.current_learning_rate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step, then let the method probe, rehearse and fuse."""
+        self.trainer.finish_step()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the method finish and settle the time account: what is not counted elsewhere was the task's."""
+        session = self.trainer.session
+        self.trainer.method.after_task(session)
+        costs = session.costs
+        costs.task_seconds = time.perf_counter() - self.started - costs.probe_seconds
+        costs.task_seconds -= costs.rehearsal_seconds + costs.fusion_seconds
+        if torch.cuda.is_available():
+            costs.peak_memory_bytes = torch.cuda.max_memory_allocated()
+
+
+class ContinualMixin:
+    """Put in front of Trainer, Seq2SeqTrainer or TRL's SFTTrainer.
+
+    Args (besides the trainer's own):
+        method: a continual-learning method, e.g. :class:`aimmerging.methods.aim.Aim`.
+        memory: tokenised rows of past tasks, by task in the order learned, as the data collator takes them; empty for
+            the first task.
+        answers: stored answer logits of the same rows, for distillation.
+        rehearsal: how to probe and rehearse.
+
+    Raises:
+        ModelError: nothing of the model is trainable, or it runs under DeepSpeed, which is not supported.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        method: Method,
+        memory: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        answers: Mapping[str, Sequence[AnswerLogits]] | None = None,
+        rehearsal: RehearsalSettings | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model = kwargs.get("model", args[0] if args else None)
+        if model is not None:
+            declare_loss_scale(model)
+        super().__init__(*args, **kwargs)
+        trainer: Any = self
+        if trainer.is_deepspeed_enabled:
+            raise ModelError("DeepSpeed is not supported: merges under its partitioned optimizer are untested; use DDP")
+        self.method = method
+        self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
+        self._micro_losses: list[torch.Tensor] = []
+        if not self.session.adapter:
+            raise ModelError("no parameter is trainable; load the adapter with is_trainable=True")
+        trainer.add_callback(_MethodCallback(self))
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the trainer's, keeping the loss for signals.jsonl and counting rows."""
+        self.session.costs.task_rows += len(inputs["input_ids"]) * self.session.world
+        loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        self._micro_losses.append(loss)
+        return loss
+
+    def current_learning_rate(self) -> float:
+        """The learning rate the optimizer holds now."""
+        trainer: Any = self
+        return float(trainer.optimizer.param_groups[0]["lr"])
+
+    def finish_step(self) -> None:
+        """Record the step and hand over to the method."""
+        session = self.session
+        session.costs.task_updates += 1
+        loss = float(torch.stack(self._micro_losses).sum())
+        self._micro_losses.clear()
+        session.record({"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate})
+        self.method.after_step(session)
+
+
+def declare_loss_scale(model: Any) -> None:
+    """Tell the trainer that an encoder-decoder model returns a mean loss.
+
+    Their forward takes **kwargs, from which the trainer concludes that it normalises by num_items_in_batch; it does
+    not, and loss and gradients would grow with accumulation steps times processes.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base.config.is_encoder_decoder:
+        base.accepts_loss_kwargs = False
+
+
+class ContinualTrainer(ContinualMixin, Trainer):
+    """:class:`ContinualMixin` over transformers' Trainer."""
+
+
+class ContinualSeq2SeqTrainer(ContinualMixin, Seq2SeqTrainer):
+    """:class:`ContinualMixin` over transformers' Seq2SeqTrainer."""
