@@ -1,6 +1,6 @@
 """The commands. Heavy imports wait until a command runs, so that `--help` answers at once.
 
-Exit codes: 0 done, 2 the user's mistake (one message, no traceback), 1 anything else.
+Exit codes: 0 done, 2 the user's mistake (one message, no traceback), 130 stopped by Ctrl-C, 1 anything else.
 """
 
 import os
@@ -30,6 +30,9 @@ RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: training.epochs=3.")]
 
+_INTERRUPTED = 130
+"""What typer exits with on Ctrl-C; the interrupt itself does not get through to :func:`main`."""
+
 
 def main() -> None:
     """Run a command; the user's mistakes end with one message and exit code 2."""
@@ -38,21 +41,20 @@ def main() -> None:
     except AimmergingError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped; committed tasks are kept, the same command goes on after them", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            typer.echo("stopped; a run keeps its committed tasks, and the same command goes on after them", err=True)
+        raise
 
 
 @contextmanager
 def _progress() -> "Iterator[Progress]":
     """Bars and lines on stderr, so that stdout holds results only."""
     from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from aimmerging.progress import TerminalProgress
+    from aimmerging.progress import TerminalProgress, quiet_libraries
 
-    disable_progress_bar()
-    set_verbosity_error()
+    quiet_libraries()
     with TerminalProgress(Console(stderr=True)) as progress:
         yield progress
 

@@ -77,8 +77,10 @@ def _spread_threads(threads: int) -> Iterator[None]:
 
 def _run_cell(cell: Cell, queue: Any) -> None:
     """In the worker."""
+    from aimmerging.progress import quiet_libraries
     from aimmerging.run import run
 
+    quiet_libraries()
     run(cell.config, cell.out, progress=_Told(cell.name, queue))
 
 

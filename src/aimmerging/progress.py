@@ -17,6 +17,17 @@ class Progress:
         """Show one line that stays."""
 
 
+def quiet_libraries() -> None:
+    """Silence the bars and notices of transformers, whose place this progress takes, and one deprecation inside PEFT."""
+    import warnings
+
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
 class TerminalProgress(Progress):
     """Bars with the time left, in a terminal; where the output is no terminal, lines without bars."""
 

@@ -93,17 +93,41 @@ def _learn_all(config: RunConfig, out: Path, plan: Callable[[], Todo], progress:
             rundir.check_same_config(out, config)
         todo = plan()
         if not todo:
+            if ranks.is_main_process:
+                _derive(out)  # a run that was killed right after its last commit lacks them
             progress.say(f"{out}: all tasks are learned already")
             return out
+        _check_scorable(config, out, [task for _, tasks in todo for task in tasks])
         with ranks.main_process_first():
             folder = sources.base_folder(config.model, progress)
         loaded = load_model(config, folder)
+        for _, tasks in todo:
+            for task in tasks:
+                loaded.codec.prompt(task.train[0])  # chats need a template: known before the first task is trained
         if ranks.is_main_process and not (out / "config.yaml").exists():
             rundir.save_config(out, config)
+            manifest.write_manifest(out, config, loaded)
         for index, tasks in todo:
             _learn(config, loaded, method, index, tasks, out=out, ranks=ranks, progress=progress)
             ranks.wait_for_everyone()
     return out
+
+
+def _check_scorable(config: RunConfig, out: Path, tasks: Sequence[Task]) -> None:
+    """Refuse, before anything is trained, what could not be scored after it.
+
+    Raises:
+        ConfigError: a task has no row in the split that is evaluated on.
+        RunDirectoryError: the single-task reference has not learned these tasks.
+    """
+    split = config.evaluation.split
+    missing = [task.name for task in tasks if not Quiz.of(task, split).rows]
+    if missing:
+        raise ConfigError(
+            f"evaluation.split is {split}, of which there are no rows in {', '.join(missing)}; "
+            f"give `{split}` files, set `carve_{split}`, or evaluate on another split"
+        )
+    rundir.check_reference(out, config, {task.name: task.sha256 for task in tasks})
 
 
 @contextmanager
@@ -130,6 +154,8 @@ def _not_yet_learned(out: Path, stream: TaskStream, *, joint: bool) -> Todo:
         if digest != rows:
             raise RunDirectoryError(f"the rows of task {name!r} changed since {out} learned it; give another --out")
     rest = stream.tasks[len(learned) :]
+    if joint and learned and rest:
+        raise RunDirectoryError(f"{out} learned all its tasks at once; to learn {rest[0].name!r} too, give another --out")
     if joint:
         return [(len(stream), rest)] if rest else []
     return [(len(learned) + place, [task]) for place, task in enumerate(rest, start=1)]
@@ -179,9 +205,14 @@ def _learn(
         manifest.write_stage(folder, config, trained, loaded, tasks, index=index, results=results)
         save_quizzes(folder, quizzes)
     manifest.write_manifest(out, config, loaded)
+    _derive(out)
+    progress.say(_headline(config.method, title, scores, costs.merges))
+
+
+def _derive(out: Path) -> None:
+    """What follows from the committed stages: scores.json and report.html."""
     rundir.write_json(out / "scores.json", rundir.collect_scores(out))
     report.write_report(out)
-    progress.say(_headline(config.method, title, scores, costs.merges))
 
 
 def _narrator(title: str, advance: Callable[[int], None], progress: Progress) -> Callable[[Session], None]:
@@ -192,9 +223,8 @@ def _narrator(title: str, advance: Callable[[int], None], progress: Progress) ->
         event = session.events[-1]
         if event["kind"] == "merge":
             progress.say(
-                f"  {title} step {event['step']}: merge ({event['why']}), {event['rehearsal_steps']} rehearsal steps, "
-                f"weights {event['weight_in']:g}/{event['weight_out']:g}, interval {event['interval_before']} to "
-                f"{event['interval_after']}"
+                f"  {title}, step {event['step']}: merged after {event['elapsed']} steps and "
+                f"{event['rehearsal_steps']} of rehearsal, next interval {event['interval_after']} ({event['why']})"
             )
 
     return told

@@ -1,0 +1,45 @@
+# Two commands do all the set-up on a fresh machine with Python >= 3.11 and pip: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# constraints.txt keeps the CUDA build of torch away; `make demo CONSTRAINTS=` installs the newest releases instead
+CONSTRAINTS ?= -c constraints.txt
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-fast lint format types clean
+
+demo: $(VENV)/.installed
+	$(BIN)/aimmerging demo --out demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 \
+		--cov=aimmerging --cov-report=term --cov-report=json:.coverage.json $(PYTEST_ARGS)
+	$(BIN)/python tests/check_coverage.py .coverage.json
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .ruff_cache .coverage*
