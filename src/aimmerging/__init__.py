@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aimmerging.methods import Aim, Method, Replay, Sequential
     from aimmerging.run import learn, run, run_stream
     from aimmerging.session import RehearsalSettings
+    from aimmerging.sft import ContinualSFTTrainer
     from aimmerging.tasks import Row, Task, TaskStream
     from aimmerging.trainer import ContinualMixin, ContinualSeq2SeqTrainer, ContinualTrainer
 
@@ -26,6 +27,7 @@ _HOMES = {
     "methods": ("Aim", "Method", "Replay", "Sequential"),
     "run": ("learn", "run", "run_stream"),
     "session": ("RehearsalSettings",),
+    "sft": ("ContinualSFTTrainer",),
     "tasks": ("Row", "Task", "TaskStream"),
     "trainer": ("ContinualMixin", "ContinualSeq2SeqTrainer", "ContinualTrainer"),
 }
@@ -38,6 +40,7 @@ __all__ = [
     "Aim",
     "AimmergingError",
     "ContinualMixin",
+    "ContinualSFTTrainer",
     "ContinualSeq2SeqTrainer",
     "ContinualTrainer",
     "ControllerConfig",

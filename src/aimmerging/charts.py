@@ -64,11 +64,16 @@ def label(text: str, limit: int = 0) -> str:
 
 
 def method_styles(views: Mapping[str, RunView]) -> dict[str, Style]:
-    """Give every run a style: a known method's first run its own, all others the spare ones in turn."""
+    """The style of every run."""
+    return styles_of({name: view.method_key for name, view in views.items()})
+
+
+def styles_of(kinds: Mapping[str, str]) -> dict[str, Style]:
+    """Give every name a style: the first of a known method its own, all others the spare ones in turn."""
     styles: dict[str, Style] = {}
     spare = 0
-    for name, view in views.items():
-        style = _METHOD_STYLES.get(view.method_key)
+    for name, kind in kinds.items():
+        style = _METHOD_STYLES.get(kind)
         if style is None or style in styles.values():
             style = _SPARE_STYLES[spare % len(_SPARE_STYLES)]
             spare += 1
@@ -107,7 +112,7 @@ def score_curves(view: RunView) -> Figure:
             )  # fmt: skip
         data.append(_score_line(view, i, learned) | {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"})
     layout["margin"] = {"l": 36, "r": 8, "t": 40, "b": 26 if rows == 1 else 0}
-    return _figure(data, 60 + 170 * rows, layout)
+    return figure(data, 60 + 170 * rows, layout)
 
 
 def _panel(i: int, columns: int, rows: int) -> tuple[float, float, float, float]:
@@ -135,7 +140,7 @@ def _score_line(view: RunView, task: int, learned: int) -> Figure:
         "type": "scatter",
         "mode": "lines+markers",
         "x": list(range(len(scores))),
-        "y": _numbers(scores),
+        "y": numbers(scores),
         "hovertext": [
             f"{label(view.scores.tasks[task])}<br>{name}: {'–' if score is None else f'{score:.1f}'}"
             for name, score in zip(names, scores, strict=False)
@@ -159,7 +164,7 @@ def signals(stage: Stage) -> Figure:
         | {"visible": "legendonly" if probed else True}
     ]
     if not probed:
-        return _figure(data, 300, {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "loss"}}})
+        return figure(data, 300, {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "loss"}}})
     data.append(_line("memory loss", [s.step for s in probed], [s.memory_loss for s in probed], BLUE))
     thresholds = _line("threshold", [s.step for s in stage.steps], [s.threshold for s in stage.steps], ORANGE)
     data.append(thresholds | {"line": {"color": ORANGE, "width": 2, "shape": "hv"}})
@@ -178,7 +183,7 @@ def signals(stage: Stage) -> Figure:
         layout["yaxis"]["domain"] = [0, 1]
         layout["xaxis"]["anchor"] = "y"
         del layout["yaxis2"]
-        return _figure(data, 320, layout)
+        return figure(data, 320, layout)
     top = max((value for step in probed if (value := _number(step.memory_loss)) is not None), default=1.0)
     steps, texts = [merge.step for merge in stage.merges], [_merge_text(merge) for merge in stage.merges]
     for name, symbol, forced in (
@@ -194,7 +199,7 @@ def signals(stage: Stage) -> Figure:
         _line("learning signal", steps, learning, PURPLE)
         | {"mode": "lines+markers", "yaxis": "y2", "hovertext": texts, "hoverinfo": "text"}
     )
-    return _figure(data, 460, layout)
+    return figure(data, 460, layout)
 
 
 def _merge_text(merge: Merge) -> str:
@@ -264,7 +269,7 @@ def timeline(view: RunView) -> Figure:
         "yaxis3": {"title": {"text": "weights"}, "domain": [0, 0.24], "range": [0, 1.08], "tickvals": [0, 0.5, 1]},
         "shapes": shapes,
     }  # fmt: skip
-    return _figure([planned, rehearsal, *weights], 480, layout)
+    return figure([planned, rehearsal, *weights], 480, layout)
 
 
 def costs(view: RunView) -> Figure:
@@ -274,7 +279,7 @@ def costs(view: RunView) -> Figure:
     data = [
         {
             "type": "bar", "orientation": "h", "name": name, "y": places,
-            "x": _numbers([getattr(part, field) for part in parts]), "marker": {"color": color},
+            "x": numbers([getattr(part, field) for part in parts]), "marker": {"color": color},
             "hovertext": [f"{label(stage.task)}: {name} {getattr(part, field):.3g} s"
                           for stage, part in zip(view.stages, parts, strict=True)],
             "hoverinfo": "text",
@@ -287,7 +292,7 @@ def costs(view: RunView) -> Figure:
                   "autorange": "reversed", "showgrid": False, "automargin": True},
         "xaxis": {"title": {"text": "seconds"}, "rangemode": "tozero"},
     }  # fmt: skip
-    return _figure(data, 110 + 34 * max(len(parts), 2), layout)
+    return figure(data, 110 + 34 * max(len(parts), 2), layout)
 
 
 def overall_bars(views: Mapping[str, RunView]) -> Figure:
@@ -296,7 +301,7 @@ def overall_bars(views: Mapping[str, RunView]) -> Figure:
     names, levels = list(views), [view.level for view in views.values()]
     data = [
         {
-            "type": "bar", "orientation": "h", "x": _numbers(levels), "y": list(range(len(names))),
+            "type": "bar", "orientation": "h", "x": numbers(levels), "y": list(range(len(names))),
             "text": ["" if level is None else f"{level:.1f}" for level in levels],
             "textposition": "outside", "cliponaxis": False,
             "hovertext": [f"{label(name)}: {_show(level)}" for name, level in zip(names, levels, strict=True)],
@@ -310,7 +315,7 @@ def overall_bars(views: Mapping[str, RunView]) -> Figure:
         "yaxis": {"tickvals": list(range(len(names))), "ticktext": [label(name, 24) for name in names],
                   "autorange": "reversed", "showgrid": False, "automargin": True},
     }  # fmt: skip
-    return _figure(data, max(340, 90 + 40 * len(names)), layout)
+    return figure(data, max(340, 90 + 40 * len(names)), layout)
 
 
 def average_curves(views: Mapping[str, RunView]) -> Figure:
@@ -338,7 +343,7 @@ def _stage_curves(
         data.append(
             {
                 "type": "scatter", "mode": "lines" if view.is_reference else "lines+markers", "name": label(name, 24),
-                "x": list(range(1, len(scores) + 1)), "y": _numbers(scores),
+                "x": list(range(1, len(scores) + 1)), "y": numbers(scores),
                 "line": {"color": style.color, "dash": style.dash, "width": 1.5 if view.is_reference else 2.5},
                 "marker": {"symbol": style.symbol, "size": 8, "color": style.color},
                 "hovertext": [f"{label(name)}<br>after task {j}: {_show(score)}" for j, score in enumerate(scores, 1)],
@@ -350,7 +355,7 @@ def _stage_curves(
                   "range": [0.8, longest + 0.2], "zeroline": False},
         "yaxis": {"title": {"text": "points"}, "range": [-3, 104], "zeroline": False},
     }  # fmt: skip
-    return _figure(data, 340, layout)
+    return figure(data, 340, layout)
 
 
 def overall_against_rehearsal(views: Mapping[str, RunView]) -> Figure:
@@ -377,10 +382,10 @@ def overall_against_rehearsal(views: Mapping[str, RunView]) -> Figure:
                   "zeroline": False},
         "yaxis": {"title": {"text": "OP, points"}, "range": [-3, 110], "zeroline": False},
     }  # fmt: skip
-    return _figure(data, 340, layout)
+    return figure(data, 340, layout)
 
 
-def _figure(data: list[Figure], height: int, layout: Figure) -> Figure:
+def figure(data: list[Figure], height: int, layout: Figure) -> Figure:
     """Put margins and the legend's place around what a figure sets itself."""
     base = {
         "height": height, "margin": {"l": 56, "r": 16, "t": 36, "b": 48}, "hovermode": "closest",
@@ -391,12 +396,12 @@ def _figure(data: list[Figure], height: int, layout: Figure) -> Figure:
 
 def _line(name: str, x: Sequence[float], y: Sequence[float | None], color: str, width: float = 2) -> Figure:
     line = {"color": color, "width": width}
-    return {"type": "scatter", "mode": "lines", "name": name, "x": list(x), "y": _numbers(y), "line": line}
+    return {"type": "scatter", "mode": "lines", "name": name, "x": list(x), "y": numbers(y), "line": line}
 
 
 def _dots(name: str, x: Sequence[float], y: Sequence[float | None], color: str, *, symbol: str, size: int) -> Figure:
     marker = {"color": color, "symbol": symbol, "size": size, "line": {"width": 2 if "open" in symbol else 0}}
-    return {"type": "scatter", "mode": "markers", "name": name, "x": list(x), "y": _numbers(y), "marker": marker,
+    return {"type": "scatter", "mode": "markers", "name": name, "x": list(x), "y": numbers(y), "marker": marker,
             "hoverinfo": "text"}  # fmt: skip
 
 
@@ -411,7 +416,8 @@ def _number(value: float | None) -> float | None:
     return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
 
 
-def _numbers(values: Sequence[float | None]) -> list[float | None]:
+def numbers(values: Sequence[float | None]) -> list[float | None]:
+    """What JSON can hold of `values`, to five digits."""
     return [_number(value) for value in values]
 
 

@@ -37,7 +37,7 @@ _INTERRUPTED = 130
 def main() -> None:
     """Run a command; the user's mistakes end with one message and exit code 2."""
     try:
-        app()
+        app(prog_name="aimmerging")
     except AimmergingError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -120,7 +120,7 @@ def run(
 @app.command()
 def learn(
     run_dir: RunArgument,
-    task: Annotated[Path, typer.Option(help="File or folder of the new task's rows.")],
+    task: Annotated[str, typer.Option(help="File or folder of the new task's rows, or hf:org/name.")],
     name: Annotated[str | None, typer.Option(help="Its name; default: from the path.")] = None,
     metric: Annotated[str, typer.Option(help="exact_match, rouge_l or token_f1.")] = "exact_match",
     carve_test: Annotated[float, typer.Option(help="Share of train to test on if there is no test split.")] = 0.0,
@@ -130,7 +130,9 @@ def learn(
     from aimmerging import rundir
     from aimmerging.loading import TaskSource, load_task
 
-    source = TaskSource(name=name, path=str(task.absolute()), metric=metric, carve_test=carve_test)
+    # absolute, because the run directory remembers it
+    path = task if task.startswith("hf:") else str(Path(task).absolute())
+    source = TaskSource(name=name, path=path, metric=metric, carve_test=carve_test)
     loaded = load_task(source, rundir.saved_config(run_dir).seed)
     from aimmerging.run import learn as learn_task
 
@@ -142,22 +144,19 @@ def learn(
 @app.command(name="eval")
 def evaluate(
     run_dir: RunArgument,
-    task: Annotated[Path | None, typer.Option(help="Score on this task's test rows instead.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Score on a file's rows or the test rows of a folder or hf:org/name instead.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="With --task: its name.")] = None,
     metric: Annotated[str, typer.Option(help="With --task: its metric.")] = "exact_match",
     as_json: JsonOption = False,
 ) -> None:
     """Score the last adapter on every learned task, or on another one."""
-    from aimmerging.loading import TaskSource, load_task
+    from aimmerging.inference import quiz_at, score_run
 
-    source = None
-    if task is not None:
-        source = TaskSource(name=name, path=str(task.absolute()), metric=metric, carve_validation=0)
-        load_task(source, 0)
-    from aimmerging.inference import score_run
-
+    quiz = None if task is None else quiz_at(task, name, metric)
     with _progress() as progress:
-        result = score_run(run_dir, source, progress)
+        result = score_run(run_dir, quiz, progress)
     if as_json:
         _print_json(result)
         return
@@ -168,7 +167,7 @@ def evaluate(
 @app.command()
 def predict(
     run_dir: RunArgument,
-    text: Annotated[str | None, typer.Argument(help="One input.")] = None,
+    text: Annotated[str | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="File of rows with inputs.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -201,9 +200,11 @@ def report(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: RUN/report.html.")] = None,
 ) -> None:
     """Write the run's report: one HTML page that works offline."""
+    from aimmerging import rundir
     from aimmerging.report import write_report
 
-    typer.echo(str(write_report(run_dir, out)))
+    with rundir.writing(out or run_dir):
+        typer.echo(str(write_report(run_dir, out)))
 
 
 @app.command()
@@ -257,8 +258,40 @@ def decide(
 
 
 @app.command()
+def compare(
+    spec: Annotated[Path, typer.Argument(help="YAML file, see docs/comparing.md.", metavar="SPEC.yaml")],
+    out: Annotated[Path | None, typer.Option(help="Folder; default: the specification's `out`.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = min(2, os.cpu_count() or 1),
+    engine: Annotated[str, typer.Option(help="local, or ray: the cores of a Ray cluster.")] = "local",
+    retry: Annotated[bool, typer.Option("--retry", help="Also run again what failed before.")] = False,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Run nothing; score kept predictions anew.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run methods × orders × seeds and write tables and a page; the same command goes on where it stopped."""
+    from aimmerging import comparison
+    from aimmerging.tables import show_comparison
+
+    settings = comparison.load_spec(spec)
+    folder = out or (Path(settings.out) if settings.out else None)
+    if folder is None:
+        raise ConfigError("there is no folder for the comparison: give --out DIR, or `out:` in the specification")
+    if recompute:
+        outcome = comparison.recompute(settings, folder, base=spec.parent)
+    else:
+        where = {"base": spec.parent, "workers": workers, "engine": comparison.checked_engine(engine), "retry": retry}
+        with _progress() as progress:
+            outcome = comparison.compare(settings, folder, progress=progress, **where)
+    if as_json:
+        _print_json(outcome.to_json())
+    else:
+        show_comparison(outcome)
+    if outcome.failed or outcome.unfinished:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="Would this run?", metavar="[CONFIG.yaml]")] = None,
+    config: Annotated[Path | None, typer.Argument(help="Would this run?", metavar="CONFIG.yaml")] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,7 +1,8 @@
 """What a run is told: typed, validated all at once, unknown keys refused with the nearest known one.
 
 Three presets: `paper` (the text's method), `reference` (the released code's decisions) and `default` (ours). A preset
-is a set of values beneath the user's own; `resolve` puts them together, so the saved config.yaml names every value.
+is a set of values beneath the user's own, and a protocol (:mod:`aimmerging.protocols`) one between the two; `resolve`
+puts them together, so the saved config.yaml names every value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +18,20 @@ from aimmerging.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
 from aimmerging.errors import ConfigError
 from aimmerging.loading import TaskSource
 from aimmerging.problems import did_you_mean
+from aimmerging.protocols import PROTOCOL_VALUES
 
 SCHEMA_VERSION = 1
 Preset = Literal["paper", "reference", "default"]
+Protocol = Literal["paper", "matched"]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Base of every part of a configuration: frozen, unknown keys refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The frozen base model and, if there is one already, the adapter to go on with."""
 
     name: str = Field(
@@ -39,7 +44,7 @@ class ModelConfig(_Section):
     chat_template: bool = Field(default=True, description="use the tokenizer's chat template where it has one")
 
 
-class LoraSection(_Section):
+class LoraSection(Section):
     """The adapter. Defaults: the paper's protocol."""
 
     rank: int = Field(default=8, ge=1)
@@ -50,7 +55,7 @@ class LoraSection(_Section):
     )
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Learning one task. Defaults: the paper's protocol."""
 
     epochs: float = Field(default=10, gt=0)
@@ -70,22 +75,22 @@ class TrainingConfig(_Section):
     device: Literal["auto", "cpu"] = "auto"
 
 
-class MemoryConfig(_Section):
+class MemoryConfig(Section):
     """What is kept of a task once it is learned."""
 
     ratio: float = Field(default=0.02, ge=0, le=1, description="share of a task's training rows, a hard cap")
-    policy: str = Field(default="coverage", description=", ".join(memory.POLICIES))
+    policy: str = Field(default="coverage", description=", ".join((*memory.POLICIES, memory.RELEASED)))
     stored_logits: int = Field(default=32, ge=0, description="top-k answer-token logits kept beside each row; 0: none")
 
 
-class Distillation(_Section):
+class Distillation(Section):
     """Rehearsal loss = CE + weight · T² · KL(stored ‖ current) at temperature T, as DER++ does."""
 
     weight: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=2.0, gt=0)
 
 
-class RehearsalConfig(_Section):
+class RehearsalConfig(Section):
     """How memory rows are learned again."""
 
     batch_size: int | None = Field(
@@ -99,14 +104,14 @@ class RehearsalConfig(_Section):
     distillation: Distillation | None = Field(default=None, description="needs memory.stored_logits")
 
 
-class ProbeConfig(_Section):
+class ProbeConfig(Section):
     """How the forgetting signal is measured."""
 
     rows: int = Field(default=16, ge=1, description="memory rows a probe")
     fixed: bool = Field(default=True, description="the same stratified rows at every probe of a task, not a fresh draw")
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How the score matrix is filled."""
 
     split: Literal["test", "validation"] = Field(default="test", description="validation: for choosing settings")
@@ -116,11 +121,12 @@ class EvaluationConfig(_Section):
     )
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: a method learns a sequence of tasks. `single_task` says where FWT's reference comes from."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     preset: Preset = "default"
+    protocol: Protocol | None = Field(default=None, description="budget of training and memory, stated in the report")
     method: str = "aim"
     seed: int = Field(default=0, ge=0, lt=2**31)
     out: str | None = Field(default=None, description="run directory; the command line's --out wins")
@@ -129,6 +135,7 @@ class RunConfig(_Section):
     )
     benchmark: Literal["skills"] | None = Field(default=None, description="built-in tasks, learned before `tasks`")
     tasks: list[TaskSource] = []
+    order: list[str] | None = Field(default=None, description="names of the tasks to learn, in turn; default: as given")
     model: ModelConfig = ModelConfig()
     lora: LoraSection = LoraSection()
     training: TrainingConfig = TrainingConfig()
@@ -165,14 +172,18 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
     Raises:
         ConfigError: listing every problem at once.
     """
-    merged = _deep_merge(values, _parse_overrides(overrides))
+    merged = deep_merge(values, _parse_overrides(overrides))
     preset = merged.get("preset", "default")
-    if preset not in PRESET_VALUES:
-        raise ConfigError(_unknown("preset", str(preset), list(PRESET_VALUES)))
+    if not isinstance(preset, str) or preset not in PRESET_VALUES:
+        raise ConfigError(unknown("preset", str(preset), list(PRESET_VALUES)))
+    protocol = merged.get("protocol")
+    if protocol is not None and (not isinstance(protocol, str) or protocol not in PROTOCOL_VALUES):
+        raise ConfigError(unknown("protocol", str(protocol), list(PROTOCOL_VALUES)))
+    below = deep_merge(PRESET_VALUES[preset], PROTOCOL_VALUES[protocol] if protocol else {})
     try:
-        config = RunConfig.model_validate(_deep_merge(PRESET_VALUES[preset], merged))
+        config = RunConfig.model_validate(deep_merge(below, merged))
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain(error, RunConfig)) from None
     _check_together(config)
     return config
 
@@ -190,12 +201,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML's safe loader, but a key given twice is an error instead of a silent last word."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
+    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != _MERGE]  # pyright: ignore[reportUnknownMemberType]
     repeated = {str(key) for key in keys if keys.count(key) > 1}
     if repeated:
         line = node.start_mark.line + 1
         raise ConfigError(f"key {', '.join(sorted(repeated))} is given twice in the mapping at line {line}")
+    loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -238,8 +253,11 @@ def _check_together(config: RunConfig) -> None:
             f"training.batch_size is {training.batch_size}, which training.micro_batch_size "
             f"{training.micro_batch_size} does not divide"
         )
-    if config.memory.policy not in memory.POLICIES:
-        problems.append(_unknown("memory.policy", config.memory.policy, list(memory.POLICIES)))
+    policies = (*memory.POLICIES, memory.RELEASED)
+    if config.memory.policy not in policies:
+        problems.append(unknown("memory.policy", config.memory.policy, policies))
+    if config.order is not None and len(set(config.order)) < max(1, len(config.order)):
+        problems.append(f"order is {config.order}; it names at least one task and none twice")
     if rehearsal.distillation and not config.memory.stored_logits:
         problems.append(
             "rehearsal.distillation needs the logits of past models: set memory.stored_logits above 0, or "
@@ -248,15 +266,15 @@ def _check_together(config: RunConfig) -> None:
     if not config.tasks and not config.benchmark:
         problems.append("there is nothing to learn; give `tasks`, a list of at least one, or `benchmark: skills`")
     if problems:
-        raise ConfigError(_listing(problems))
+        raise ConfigError(listing(problems))
 
 
-def _deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Put `above` over `below`; mappings merge, everything else is replaced."""
     merged = dict(below)
     for key, value in above.items():
         low = merged.get(key)
-        merged[key] = _deep_merge(low, value) if isinstance(low, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = deep_merge(low, value) if isinstance(low, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -273,27 +291,26 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
         for part in reversed(path.split(".")):
             value = {part: value}
-        nested = _deep_merge(nested, value)
+        nested = deep_merge(nested, value)
     return nested
 
 
-def _explain(error: ValidationError) -> str:
-    """Every problem of a validation in one message, unknown keys with the nearest known one."""
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Every problem of validating `model` in one message, unknown keys with the nearest known one."""
     problems: list[str] = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"])
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            problems.append(_unknown("key", place, _siblings(item["loc"])))
-        elif item["type"] == "value_error" and place == "":
-            problems.append(item["msg"])
+            problems.append(unknown("key", place, _siblings(item["loc"], model)))
+        elif item["type"] == "value_error":
+            problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
         else:
             problems.append(f"{place} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
-    return _listing(problems)
+    return listing(problems)
 
 
-def _siblings(location: Sequence[int | str]) -> list[str]:
+def _siblings(location: Sequence[int | str], model: Any) -> list[str]:
     """Full names of the keys that would have been allowed at the place of an unknown one."""
-    model: Any = RunConfig
     for part in location[:-1]:
         if isinstance(part, str):
             model = next((kind for kind in _kinds(_fields(model).get(part)) if _fields(kind)), None)
@@ -315,12 +332,13 @@ def _fields(model: Any) -> dict[str, Any]:
     return {}
 
 
-def _unknown(what: str, given: str, known: Sequence[str]) -> str:
+def unknown(what: str, given: str, known: Sequence[str]) -> str:
     """`given` is not known; the nearest known one, or all of them."""
     return f"unknown {what} {given!r}{did_you_mean(given, known) or '; allowed: ' + ', '.join(known)}"
 
 
-def _listing(problems: Sequence[str]) -> str:
+def listing(problems: Sequence[str]) -> str:
+    """All problems in one message."""
     if len(problems) == 1:
         return f"configuration: {problems[0]}"
     return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  - {problem}" for problem in problems)])

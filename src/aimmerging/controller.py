@@ -37,7 +37,7 @@ class ControllerConfig:
         rehearsal_steps: M_0, rehearsal steps at the first merge; R = M_0 / S_0 holds for the whole task.
         threshold_factor: how far above its window the memory loss must rise to be a hit, see `threshold_rule`.
         cold_start: merges before the interval may adapt.
-        min_interval: S_min.
+        min_interval: S_min. `default` does not go under 4, because every merge pays for a snapshot and a threshold.
         max_interval: S_max. `default` caps it at 16: uncapped, S ran to 128 in tasks of 252 steps and lost 4.6 points
             of OP on the `skills` prototype.
         adaptive: False keeps S and M as they start (fixed-interval replay with fusion).
@@ -91,7 +91,7 @@ class ControllerConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} is {value}; it must be {bound} or more"
+            f"{name} is {value}; it must be {bound} or more, and finite"
             for name, value, bound in (
                 ("interval", self.interval, 1),
                 ("rehearsal_steps", self.rehearsal_steps, 0),
@@ -102,13 +102,18 @@ class ControllerConfig:
                 ("trend_window", self.trend_window, 2),
                 ("shrink", self.shrink, 1),
                 ("growth", self.growth, 1),
+                ("slack", self.slack, 0),
+                ("dead_band", self.dead_band, 0),
+                ("smoothing", self.smoothing, 0),
             )
-            if value < bound
+            if not bound <= value < math.inf
         ]
-        if not math.isfinite(self.threshold_factor):
-            problems.append(f"threshold_factor is {self.threshold_factor}; it must be finite")
+        if self.smoothing >= 1:
+            problems.append(f"smoothing is {self.smoothing}; it must be under 1")
+        for name, values in (("threshold_factor", [self.threshold_factor]), ("weights", self.weights or ())):
+            problems += [f"{name} holds {value}; it must be finite" for value in values if not math.isfinite(value)]
         if problems:
-            raise ConfigError("controller: " + "; ".join(problems))
+            raise ConfigError("; ".join(problems))
 
     @property
     def rehearsal_ratio(self) -> float:
@@ -309,6 +314,9 @@ def decide(config: ControllerConfig, state: ControllerState, change_total: float
     elapsed = state.step - state.last_merge
     signal = _learning_signal(config, state, change_total, elapsed)
     interval, factor = state.interval, None
+    if config.interval_rule != "ratio" and not math.isfinite(signal):
+        # `ratio` imitates the released code, which meets such a value only when it divides by it
+        raise SignalError(f"the learning signal at step {state.step} is {signal}: the adapter's weights are not finite")
     if config.adaptive and len(state.signals) > config.cold_start:
         try:
             interval, factor = _INTERVAL_RULES[config.interval_rule](config, state, signal)
@@ -318,7 +326,8 @@ def decide(config: ControllerConfig, state: ControllerState, change_total: float
                 f"{state.signals[-1]}; the {config.interval_rule!r} rule needs finite values above zero. The adapter "
                 "did not move or its weights are not finite: check the learning rate and the loss at that step"
             ) from error
-    after = int(interval * config.rehearsal_ratio)
+    ratio = config.rehearsal_ratio
+    after = int(interval * ratio)
     weight_in, weight_out = config.weights or _published_weights(state)
     decision = Decision(
         step=state.step,
@@ -332,7 +341,9 @@ def decide(config: ControllerConfig, state: ControllerState, change_total: float
         interval_before=state.interval,
         interval_after=interval,
         rehearsal_steps=(
-            state.rehearsal_steps if config.rehearsal_rule == "planned" else round(elapsed * config.rehearsal_ratio)
+            state.rehearsal_steps
+            if config.rehearsal_rule == "planned"
+            else int(state.step * ratio) - int(state.last_merge * ratio)
         ),
         rehearsal_steps_before=state.rehearsal_steps,
         rehearsal_steps_after=after if config.adaptive else state.rehearsal_steps,
@@ -366,6 +377,8 @@ def _smoothed(config: ControllerConfig, state: ControllerState, loss: float) -> 
     if config.threshold_rule == "mean":
         return loss
     past = state.window[-1] if state.smoothed_loss is None else state.smoothed_loss
+    if not math.isfinite(loss):
+        return past
     return config.smoothing * past + (1 - config.smoothing) * loss
 
 
@@ -398,8 +411,6 @@ def _ratio_rule(config: ControllerConfig, state: ControllerState, signal: float)
 def _trend_rule(config: ControllerConfig, state: ControllerState, signal: float) -> IntervalChange:
     """The paper's rule (§3a): mostly rising signals shrink S, mostly falling ones let it grow."""
     window = (*state.signals, signal)[-config.trend_window :]
-    if not all(math.isfinite(value) for value in window):
-        raise ValueError("not finite")
     moves = [later > earlier for earlier, later in itertools.pairwise(window) if later != earlier]
     rising = sum(moves) / len(moves) if moves else 0.5
     if rising > 0.5 + config.slack:
@@ -414,8 +425,6 @@ def _smoothed_rule(config: ControllerConfig, state: ControllerState, signal: flo
 
     An adapter that did not move carries no information, so it leaves S alone.
     """
-    if not math.isfinite(signal):
-        raise ValueError("not finite")
     past = [math.log(value) for value in state.signals if value > 0]
     if signal == 0 or not past:
         return IntervalChange(state.interval, None)
@@ -435,7 +444,7 @@ _INTERVAL_RULES = {"ratio": _ratio_rule, "trend": _trend_rule, "smoothed": _smoo
 
 def _reason(state: ControllerState) -> str:
     """The sentence a person reads beside a merge."""
-    if state.hits == 0:
+    if not merge_due(state):
         return f"the task ended at step {state.step}"
     if state.forced:
         return f"no hit until step {state.step}, a whole interval after the planned step {state.planned_step}"

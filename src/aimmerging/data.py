@@ -33,7 +33,7 @@ class Codec:
     Attributes:
         tokenizer: of transformers, with an end-of-sequence token.
         encoder_decoder: whether prompt and answer go to different sides.
-        max_input_tokens: longer prompts are cut on the tokenizer's truncation side.
+        max_input_tokens: longer prompts lose their end (encoder-decoder) or their middle (decoder-only).
         max_output_tokens: longer answers lose their end.
         chat_template: use the tokenizer's template where it has one.
     """
@@ -69,10 +69,19 @@ class Codec:
             return ids
         if count is not None:
             count.inputs += 1
-        if self.tokenizer.truncation_side == "left":
-            return ids[-self.max_input_tokens :]
-        ends_in_eos = self.encoder_decoder and ids[-1] == self.tokenizer.eos_token_id
-        return ids[: self.max_input_tokens - 1] + ids[-1:] if ends_in_eos else ids[: self.max_input_tokens]
+        return self._cut(ids)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """A prompt that fits.
+
+        An encoder's prompt loses its end, but for the end-of-sequence token. A decoder's loses its middle: it begins
+        with the instruction and ends with what asks for the answer (`Answer:`, a template's assistant header).
+        """
+        size = self.max_input_tokens
+        if self.encoder_decoder:
+            return ids[: size - 1] + ids[-1:] if ids[-1] == self.tokenizer.eos_token_id else ids[:size]
+        tail = size // 2
+        return ids[: size - tail] + ids[len(ids) - tail :]
 
     def answer(self, row: Row, count: Truncation | None = None) -> list[int]:
         """Token ids of the answer with the end-of-sequence token."""

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from aimmerging.controller import (
     PRESETS,
@@ -127,21 +129,20 @@ def _problems(record: dict[str, Any], path: Path) -> list[str]:
 
 
 def _config_problems(given: Any, path: Path) -> list[str]:
-    """Unknown keys and wrong types of the `config` object, judged by the types of the default's values."""
+    """Unknown keys and wrong types of the `config` object."""
     if not isinstance(given, dict):
         return [f"{path}: config must be an object, found {_short(given)}"]
-    allowed = {field.name for field in fields(ControllerConfig)}
-    defaults = asdict(ControllerConfig())
+    allowed = get_type_hints(ControllerConfig)
     problems: list[str] = []
     for key, value in given.items():
         if key not in allowed:
             problems.append(f"{path}: unknown config key {key!r}{did_you_mean(key, allowed)}")
             continue
-        wanted = type(defaults[key])
-        whole = wanted is float and _is_number(value)
-        if key == "weights" or whole or type(value) is wanted:
-            continue
-        problems.append(f"{path}: config.{key} is {_short(value)}; it must be of type {wanted.__name__}")
+        try:
+            TypeAdapter(allowed[key]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            wish = error.errors()[0]["msg"]
+            problems.append(f"{path}: config.{key} is {_short(value)}: {wish[0].lower()}{wish[1:]}")
     return problems
 
 

@@ -1,7 +1,7 @@
 """`aimmerging demo`: watch a model forget, watch AIMMerging keep it from forgetting, on tasks made up offline."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,12 +58,21 @@ def demo(out: Path, *, seed: int, methods: Sequence[str], base: str, workers: in
 
     Raises:
         ConfigError: unknown method, preset or base.
+        RunDirectoryError: `out` cannot be written, is in use, or holds runs of another setting.
     """
     if base not in BASES:
         raise ConfigError(f"unknown base {base!r}{did_you_mean(base, BASES)}; allowed: {', '.join(BASES)}")
     configs = {name: _config(name, seed, base, out) for name in (*REFERENCES, *methods)}
+    with rundir.locked(out):
+        sources.base_folder(configs["single_task"].model, progress)
+        return _compare(out, configs, methods, workers, progress)
+
+
+def _compare(
+    out: Path, configs: Mapping[str, RunConfig], methods: Sequence[str], workers: int, progress: Progress
+) -> Demo:
+    """Run every configuration in a directory of its own, then write summary and page."""
     started = time.perf_counter()
-    sources.base_folder(configs["single_task"].model, progress)
     cells = {name: Cell(name, config, out / name.replace(":", "-")) for name, config in configs.items()}
     # the references first: a method's forward transfer is read off the finished single-task run
     run_cells([cells[name] for name in REFERENCES], workers, progress)
@@ -73,8 +82,8 @@ def demo(out: Path, *, seed: int, methods: Sequence[str], base: str, workers: in
     scores = {name: rundir.read_json(cell.out / "scores.json") for name, cell in cells.items()}
     summary = {
         "schema_version": rundir.SCHEMA_VERSION,
-        "seed": seed,
-        "base": BASES[base],
+        "seed": configs["single_task"].seed,
+        "base": configs["single_task"].model.name,
         "tasks": scores["single_task"]["tasks"],
         "methods": {name: _row(scores[name]) for name in methods},
         "single_task": scores["single_task"]["summary"]["plasticity"],

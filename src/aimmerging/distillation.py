@@ -61,13 +61,14 @@ def distillation_loss(
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     wanted = labels != -100
+    lengths, own = [len(row.values) for row in stored], wanted.sum(dim=1).tolist()
+    if lengths != own:
+        raise RunDirectoryError(
+            f"the memory's stored logits are of answers with {lengths} tokens, its rows have {own}: they were stored "
+            "with another tokenizer or other rows; delete logits.safetensors or learn the task again"
+        )
     values = torch.cat([row.values for row in stored]).to(logits.device, torch.float32)
     indices = torch.cat([row.indices for row in stored]).to(logits.device, torch.int64)
-    if len(values) != int(wanted.sum()):
-        raise RunDirectoryError(
-            f"the memory's stored logits are of {len(values)} answer tokens, its rows have {int(wanted.sum())}: they "
-            "were stored with another tokenizer or other rows; delete logits.safetensors or learn the task again"
-        )
     target = torch.log_softmax(values / temperature, dim=-1)
     current = torch.log_softmax(logits[wanted].float() / temperature, dim=-1).gather(-1, indices)
     return temperature**2 * (target.exp() * (target - current)).sum()

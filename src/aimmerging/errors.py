@@ -11,8 +11,11 @@ class AimmergingError(Exception):
     """Base of all errors that a user can cure."""
 
 
-class ConfigError(AimmergingError):
-    """The configuration is wrong: unknown key, wrong type, impossible combination."""
+class ConfigError(AimmergingError, ValueError):
+    """The configuration is wrong: unknown key, wrong type, impossible combination.
+
+    A ValueError too, so that pydantic lists it among the other problems of a configuration.
+    """
 
 
 class DataError(AimmergingError):

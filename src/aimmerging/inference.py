@@ -8,12 +8,15 @@ import torch
 
 from aimmerging import rundir, sources
 from aimmerging.config import RunConfig
-from aimmerging.errors import ModelError, RunDirectoryError
+from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.evaluate import evaluate, generate, points
-from aimmerging.loading import TaskSource, load_task
+from aimmerging.loading import TaskSource, load_rows, load_task
+from aimmerging.metrics import METRICS
 from aimmerging.models import LoadedModel, load_adapter_into, load_model
+from aimmerging.problems import did_you_mean
 from aimmerging.progress import Progress
 from aimmerging.scoring import Quiz
+from aimmerging.split_files import default_name
 from aimmerging.tasks import Row
 
 EXPORT_TOLERANCE = 1e-3
@@ -38,7 +41,7 @@ def load_learned(run: Path, progress: Progress) -> Learned:
     config = rundir.saved_config(run)
     stages = rundir.committed_stages(run)
     if not stages:
-        raise RunDirectoryError(f"{run} has no learned task yet; run `aimmerging run {run / 'config.yaml'}`")
+        raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
     loaded = load_model(config, sources.base_folder(config.model, progress))
     load_adapter_into(loaded.model, stages[-1].path / "adapter")
     if config.training.device == "auto" and torch.cuda.is_available():
@@ -47,16 +50,27 @@ def load_learned(run: Path, progress: Progress) -> Learned:
     return Learned(config, loaded, stages[-1])
 
 
-def score_run(run: Path, source: TaskSource | None, progress: Progress) -> dict[str, Any]:
-    """Score the last adapter on every learned task, or on the test rows of another task; nothing is written.
+def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
+    """All rows of a file, or the test rows of a folder or dataset (see :attr:`aimmerging.loading.TaskSource.path`).
+
+    Raises:
+        ConfigError: unknown metric.
+        DataError: with every problem of the data.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}{did_you_mean(metric, METRICS)}; allowed: {', '.join(METRICS)}")
+    if Path(path).is_file():
+        return Quiz(name or default_name(path, Path()), metric, tuple(load_rows(Path(path))))
+    return Quiz.of(load_task(TaskSource(name=name, path=path, metric=metric, carve_validation=0), seed=0), "test")
+
+
+def score_run(run: Path, quiz: Quiz | None, progress: Progress) -> dict[str, Any]:
+    """Score the last adapter on every learned task, or on another one; nothing is written.
 
     Returns:
         {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
     """
-    if source is None:
-        quizzes = Quiz.saved(rundir.committed_stages(run))
-    else:
-        quizzes = [Quiz.of(load_task(source, rundir.saved_config(run).seed), "test")]
+    quizzes = Quiz.saved(rundir.committed_stages(run)) if quiz is None else [quiz]
     config, loaded, stage = load_learned(run, progress)
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
@@ -97,15 +111,18 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str
 
     Raises:
         ModelError: the exported files give other logits; they are removed again.
-        RunDirectoryError: `to` is there already and not empty.
+        RunDirectoryError: `to` is there already and not empty, or cannot be written.
     """
+    to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunDirectoryError(f"{to} exists and is not empty; give a new folder to --to")
     learned = load_learned(run, progress)
     rows = [row for quiz in Quiz.saved(rundir.committed_stages(run)) for row in quiz.rows[:8]]
     wanted = _answer_logits(learned.loaded.model, learned, rows)
     temporary = to.with_name(f".{to.name}.tmp")
-    temporary.mkdir(parents=True)
+    _remove(temporary)
+    with rundir.writing(to):
+        temporary.mkdir(parents=True)
     try:
         _write_export(learned, temporary, merged=merged, progress=progress)
         gap = _gap(wanted, _answer_logits(_reload(temporary, learned, merged=merged, progress=progress), learned, rows))
@@ -167,8 +184,9 @@ def _answer_logits(model: Any, learned: Learned, rows: Sequence[Row]) -> list[to
 
 
 def _gap(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Gap:
-    largest = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
-    scale = max(float(a.abs().max()) for a in wanted)
+    # torch's max, unlike Python's, does not lose a NaN
+    largest = float(torch.stack([(a - b).abs().max() for a, b in zip(wanted, found, strict=True)]).max())
+    scale = float(torch.stack([a.abs().max() for a in wanted]).max())
     return Gap(largest, largest / scale if scale else largest, len(wanted))
 
 

@@ -62,6 +62,7 @@ def load_model(config: RunConfig, folder: str) -> LoadedModel:
 def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
     """The frozen base on the CPU and its tokenizer."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     try:
@@ -72,11 +73,14 @@ def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
             folder, revision=config.revision, dtype=getattr(torch, config.dtype), use_safetensors=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"model {config.name!r} cannot be loaded: {error}\nGive a hub id or a folder with config.json, "
             "*.safetensors and a tokenizer; pickled weights (.bin) are refused because loading them runs code"
         ) from None
+    if len(tokenizer) - len(tokenizer.all_special_ids) < 2:
+        # where T5's files are missing, transformers makes up a tokenizer of nothing but special tokens
+        raise ModelError(f"model {config.name!r} has no tokenizer; give a folder with tokenizer.json or its like")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {config.name!r} has no end-of-sequence token, so answers could never end")
     if tokenizer.pad_token_id is None:
@@ -87,6 +91,7 @@ def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
 def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
     """A new LoRA adapter, or an existing one to go on with."""
     from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+    from safetensors import SafetensorError
 
     if adapter is not None:
         path = Path(adapter)
@@ -94,7 +99,7 @@ def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
             raise ModelError(f"{adapter} holds no adapter_model.safetensors; give the folder of a PEFT adapter")
         try:
             return PeftModel.from_pretrained(base, adapter, is_trainable=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise ModelError(f"the adapter in {adapter} does not fit this base model: {error}") from None
     task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
     settings = LoraConfig(
@@ -160,6 +165,8 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = base_name
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"].sort()  # a set in PEFT, so its order changes from process to process
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -65,4 +65,4 @@ class TerminalProgress(Progress):
 
     def say(self, text: str) -> None:
         """A line above the bars."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from aimmerging import charts
 from aimmerging.errors import RunDirectoryError
 from aimmerging.metrics import DEFINITIONS
+from aimmerging.protocols import STATEMENTS
 from aimmerging.run_view import RunView, read_run
 
 __all__ = ["RunView", "read_run", "write_comparison", "write_report"]
@@ -42,7 +43,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """
     view = read_run(run)
     target = Path(run) / "report.html" if out is None else Path(out)
-    _replace_file(target, _render("report.html.j2", _report_context(view)))
+    replace_file(target, render("report.html.j2", _report_context(view)))
     return target
 
 
@@ -61,8 +62,8 @@ def write_comparison(runs: Mapping[str, Path], out: Path, summary: Mapping[str, 
         raise RunDirectoryError("there is nothing to compare; name at least one run directory")
     target = Path(out)
     views = {name: read_run(path) for name, path in runs.items()}
-    links = {name: _relative_link(target, Path(path) / "report.html") for name, path in runs.items()}
-    _replace_file(target, _render("comparison.html.j2", _comparison_context(views, links, summary or {})))
+    links = {name: relative_link(target, Path(path) / "report.html") for name, path in runs.items()}
+    replace_file(target, render("comparison.html.j2", _comparison_context(views, links, summary or {})))
     return target
 
 
@@ -81,6 +82,7 @@ def _report_context(view: RunView) -> dict[str, Any]:
         "view": view,
         "figures": figures,
         "sentence": _run_sentence(view),
+        "statement": STATEMENTS[view.protocol] if view.protocol else None,
         "worst": _worst_task(view),
         "probed": bool(probed),
         "shown_stage": (probed or list(stages) or [None])[-1],
@@ -107,22 +109,22 @@ def _run_sentence(view: RunView) -> str:
     """What happened, in words."""
     scores, costs, learned = view.scores, view.costs, len(view.stages)
     if not learned:
-        return f"Nothing has been learned yet; {_number_of(len(scores.tasks), 'task')} will follow."
-    parts = [f"After {_number_of(learned, 'task')} the model scores {_points(view.level)} points on average."]
+        return f"Nothing has been learned yet; {number_of(len(scores.tasks), 'task')} will follow."
+    parts = [f"After {number_of(learned, 'task')} the model scores {_points(view.level)} points on average."]
     bwt = scores.summary.bwt
     if bwt is not None:
         verb = "lost" if bwt < 0 else "gained"
         parts.append(f"Earlier tasks {verb} {abs(bwt):.1f} points each, on average, since they were learned.")
     work = [
-        _number_of(count, noun) for count, noun in ((costs.memory_updates, "rehearsal update"), (costs.merges, "merge"))
+        number_of(count, noun) for count, noun in ((costs.memory_updates, "rehearsal update"), (costs.merges, "merge"))
     ]
     if costs.memory_updates or costs.merges:
-        parts.append(f"Training took {_number_of(costs.task_updates, 'task update')}, {' and '.join(work)}.")
+        parts.append(f"Training took {number_of(costs.task_updates, 'task update')}, {' and '.join(work)}.")
     else:
-        parts.append(f"Training took {_number_of(costs.task_updates, 'task update')}, without rehearsal or merges.")
+        parts.append(f"Training took {number_of(costs.task_updates, 'task update')}, without rehearsal or merges.")
     dropped = sum(1 for stage in view.stages if stage.memory and stage.memory.dropped)
     if dropped:
-        parts.append(f"The memory of {_number_of(dropped, 'task')} was dropped.")
+        parts.append(f"The memory of {number_of(dropped, 'task')} was dropped.")
     return " ".join(parts)
 
 
@@ -258,7 +260,22 @@ def _honesty(ranked: Mapping[str, RunView]) -> str:
     return " ".join(sentences)
 
 
-def _render(template: str, context: Mapping[str, Any]) -> str:
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Fill a template of ours, with styles, scripts and the policy that allows nothing else."""
+    scripts = {"plotly_js": _plotly_js(), "report_js": _asset("report.js")}
+    everywhere: dict[str, Any] = {name: Markup(text) for name, text in scripts.items()} | {
+        "css": Markup(_asset("report.css")),
+        "policy": _policy(scripts.values()),
+        "metric_definitions": DEFINITIONS,
+        "rows_of": _matrix_rows,
+        "column_names": _column_names,
+    }
+    return _environment().get_template(template).render(everywhere | dict(context))
+
+
+@cache
+def _environment() -> Environment:
+    """Kept, because compiling the templates takes longer than filling them."""
     environment = Environment(
         loader=PackageLoader("aimmerging", "templates"),
         autoescape=True,
@@ -272,16 +289,7 @@ def _render(template: str, context: Mapping[str, Any]) -> str:
         "points": _points, "change": _change, "plain": "{:.1f}".format, "count": _count, "duration": _duration,
         "ratio": lambda value: _DASH if value is None else f"{value:.2f}×", "size": _size, "cut": _cut,
     }  # fmt: skip
-    scripts = {"plotly_js": _plotly_js(), "report_js": _asset("report.js")}
-    return environment.get_template(template).render(
-        **context,
-        **{name: Markup(text) for name, text in scripts.items()},
-        css=Markup(_asset("report.css")),
-        policy=_policy(scripts.values()),
-        metric_definitions=DEFINITIONS,
-        rows_of=_matrix_rows,
-        column_names=_column_names,
-    )
+    return environment
 
 
 def _policy(scripts: Any) -> str:
@@ -304,7 +312,7 @@ def _plotly_js() -> str:
     return get_plotlyjs().replace("\r\n", "\n")
 
 
-def _replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write under a temporary name and rename, so that a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -320,7 +328,8 @@ def _replace_file(path: Path, text: str) -> None:
         raise
 
 
-def _relative_link(page: Path, target: Path) -> str:
+def relative_link(page: Path, target: Path) -> str:
+    """How `page` refers to `target`, for an href."""
     return quote(Path(os.path.relpath(target.resolve(), page.resolve().parent)).as_posix())
 
 
@@ -335,7 +344,8 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", _DASH if value is None else str(value)
 
 
-def _number_of(count: int, noun: str) -> str:
+def number_of(count: int, noun: str) -> str:
+    """One task, two tasks."""
     return f"{_count(count)} {noun}{'' if count == 1 else 's'}"
 
 

@@ -107,6 +107,7 @@ def _learn_all(config: RunConfig, out: Path, plan: Callable[[], Todo], progress:
         if ranks.is_main_process and not (out / "config.yaml").exists():
             rundir.save_config(out, config)
             manifest.write_manifest(out, config, loaded)
+        ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
         for index, tasks in todo:
             _learn(config, loaded, method, index, tasks, out=out, ranks=ranks, progress=progress)
             ranks.wait_for_everyone()
@@ -155,7 +156,9 @@ def _not_yet_learned(out: Path, stream: TaskStream, *, joint: bool) -> Todo:
             raise RunDirectoryError(f"the rows of task {name!r} changed since {out} learned it; give another --out")
     rest = stream.tasks[len(learned) :]
     if joint and learned and rest:
-        raise RunDirectoryError(f"{out} learned all its tasks at once; to learn {rest[0].name!r} too, give another --out")
+        raise RunDirectoryError(
+            f"{out} learned all its tasks at once; to learn {rest[0].name!r} too, give another --out"
+        )
     if joint:
         return [(len(stream), rest)] if rest else []
     return [(len(learned) + place, [task]) for place, task in enumerate(rest, start=1)]

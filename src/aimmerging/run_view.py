@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from aimmerging import protocols
 from aimmerging.errors import RunDirectoryError
 from aimmerging.metrics import Summary
 
@@ -207,7 +208,7 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run directory, read. `name` is the directory's own name; no path is kept."""
+    """A run directory, read. `name` is the directory's own name; no path is kept. `departures`: from the protocol."""
 
     name: str
     scores: Scores
@@ -216,6 +217,8 @@ class RunView:
     config_text: str
     activation_checkpointing: bool
     manifest: Mapping[str, Any]
+    protocol: str | None = None
+    departures: tuple[str, ...] = ()
 
     @property
     def costs(self) -> Costs:
@@ -259,14 +262,18 @@ def read_run(run: Path) -> RunView:
     folders = sorted(marker.parent for marker in (run / "stages").glob("*/COMMITTED"))
     stages = tuple(sorted(map(_read_stage, folders), key=lambda stage: stage.record.index))
     _check_scores(run / "scores.json", scores, len(stages))
+    config = _config_values(run / "config.yaml", config_text)
+    training, protocol = config.get("training"), config.get("protocol")
     return RunView(
         name=run.resolve().name,
         scores=scores,
         stages=stages,
         mistakes=tuple(found for stage in stages if (found := _read_mistakes(stage, folders))),
         config_text=config_text,
-        activation_checkpointing=_activation_checkpointing(run / "config.yaml", config_text),
+        activation_checkpointing=isinstance(training, dict) and bool(training.get("activation_checkpointing")),
         manifest=manifest,
+        protocol=protocol,
+        departures=tuple(protocols.departures(protocol, config)) if protocol else (),
     )
 
 
@@ -316,13 +323,13 @@ def _read_mistakes(stage: Stage, folders: list[Path]) -> Mistakes | None:
     return Mistakes(stage.task, len(wrong), len(answers), tuple(shown))
 
 
-def _activation_checkpointing(path: Path, text: str) -> bool:
+def _config_values(path: Path, text: str) -> dict[str, Any]:
+    """config.yaml as plain values; a file with something else than a mapping says nothing."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RunDirectoryError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    training = values.get("training") if isinstance(values, dict) else None
-    return bool(training.get("activation_checkpointing")) if isinstance(training, dict) else False
+    return values if isinstance(values, dict) else {}
 
 
 def _read_text(path: Path) -> str:

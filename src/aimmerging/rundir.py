@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +42,32 @@ def stage_slug(index: int, task: str) -> str:
     return f"{index:02d}-{slug}" if slug else f"{index:02d}"
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into an error that names the place.
+
+    Raises:
+        RunDirectoryError: no permission, no space, a file in the place of a folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be written: {error}; choose another place or free this one") from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new one."""
+    """Replace a file in one step: a reader sees the old text or the new one.
+
+    Raises:
+        RunDirectoryError: see :func:`writing`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with writing(path):
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -176,19 +194,23 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run directory for one process; the operating system lets go when the process dies.
+    """Make the run directory if need be and hold it for one process; it is free again when the process dies.
 
     Raises:
-        RunDirectoryError: another process holds it.
+        RunDirectoryError: another process holds it, or it cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    run.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise RunDirectoryError(f"{run} is in use by another process; wait for it or choose another --out") from None
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(run / ".lock", timeout=0).acquire()
+        except Timeout:
+            raise RunDirectoryError(
+                f"{run} is in use by another process; wait for it or choose another --out"
+            ) from None
+    with held:
+        yield
 
 
 def save_config(run: Path, config: RunConfig) -> None:
@@ -231,23 +253,45 @@ def check_same_config(run: Path, config: RunConfig) -> None:
         )
 
 
-def single_task_scores(run: Path, config: RunConfig) -> list[float] | None:
-    """s, each learned task's score when it was trained alone, from the run that the configuration names.
+def check_reference(run: Path, config: RunConfig, tasks: Mapping[str, str]) -> Path | None:
+    """Return the run that the configuration names as single-task reference, None where it names none.
+
+    Args:
+        run: the run that is compared with it.
+        config: of `run`.
+        tasks: content hashes by name, which the reference must have learned too.
 
     Raises:
-        RunDirectoryError: that run does not know one of the tasks, or learned it from other rows.
+        RunDirectoryError: it is no run, does not know one of the tasks, or learned it from other rows.
     """
     if config.single_task == "none":
         return None
     reference = run / "single_task" if config.single_task == "train" else Path(config.single_task)
+    committed_stages(reference)
+    rows = learned_tasks(reference)
+    for name, digest in tasks.items():
+        if rows.get(name) != digest:
+            found = "from other rows" if name in rows else "not"
+            raise RunDirectoryError(
+                f"the single-task reference {reference} has learned {name!r} {found}; it needs the same tasks"
+            )
+    return reference
+
+
+def single_task_scores(run: Path, config: RunConfig) -> list[float] | None:
+    """s, each learned task's score when it was trained alone, from the run that the configuration names.
+
+    Raises:
+        RunDirectoryError: see :func:`check_reference`.
+    """
+    tasks = learned_tasks(run)
+    reference = check_reference(run, config, tasks)
+    if reference is None:
+        return None
     own: dict[str, float] = {}
     for stage in committed_stages(reference):
         own |= stage.record["scores"]
-    rows = learned_tasks(reference)
-    for name, digest in learned_tasks(run).items():
-        if rows.get(name) != digest:
-            raise RunDirectoryError(f"the single-task reference {reference} has not learned {name!r} from these rows")
-    return [own[name] for name in learned_tasks(run)]
+    return [own[name] for name in tasks]
 
 
 def _flatten(config: RunConfig) -> dict[str, Any]:

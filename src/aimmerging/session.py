@@ -5,6 +5,7 @@ method rehearses, distils, accumulates and counts in the same way, on one device
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -111,7 +112,7 @@ class Session:
     learning_rate: float = 0.0
     drawn: int = 0
     probed: int = 0
-    _rehearsal_optimizer: Any = None
+    _own_moments: Any = field(default_factory=lambda: defaultdict(dict))
 
     def __post_init__(self) -> None:
         if self.settings.batch_size % self.world:
@@ -175,6 +176,7 @@ class Session:
         number = 0 if self.settings.probe_fixed else self.probed
         with self.costs.measure("probe"):
             model = self.trainer.model
+            was_training = model.training
             model.eval()
             total = TokenLoss(0.0, 0.0)
             refs = memory.draw(self.sizes, rows, self.settings.seed + 1, number)
@@ -184,7 +186,7 @@ class Session:
                     logits = model(**batch).logits
                 losses = token_losses(logits, labels, shift=self._shift)
                 total = TokenLoss(total.total + losses.sum().item(), total.tokens + losses.numel())
-            model.train()
+            model.train(was_training)
             loss = TokenLoss(*self.sum_over_ranks(*total)).mean
         self.probed += 1
         self.costs.probe_forwards += 1
@@ -193,7 +195,7 @@ class Session:
 
     def rehearse(self, steps: int) -> None:
         """Take `steps` optimizer steps on memory batches; the task's learning-rate schedule does not advance."""
-        with self.costs.measure("rehearsal"):
+        with self.costs.measure("rehearsal"), self._rehearsal_moments():
             for _ in range(steps):
                 self._rehearsal_step()
         self.costs.memory_updates += steps
@@ -209,18 +211,17 @@ class Session:
         self.drawn += 1
         model.train()
         micro_batches = list(self._micro_batches(refs))
-        own = sum(int((batch["labels"] != -100).sum()) for batch, _ in micro_batches)
+        own = sum(self._answer_tokens(batch["labels"]) for batch, _ in micro_batches)
         [tokens] = self.sum_over_ranks(own)
         for place, (batch, answers) in enumerate(micro_batches):
             last = place == len(micro_batches) - 1
             with nullcontext() if last else trainer.accelerator.no_sync(model):
                 # gradients are averaged over processes, so the sum over all tokens needs the factor `world`
-                loss = self._rehearsal_loss(model, batch, answers) * self.world / tokens
+                loss = self._rehearsal_loss(model, batch, answers) * self.world / max(tokens, 1)
                 trainer.accelerator.backward(loss)
-        optimizer = self._optimizer()
         if trainer.args.max_grad_norm > 0:
             trainer._clip_grad_norm(model)
-        optimizer.step()
+        trainer.optimizer.step()
         model.zero_grad()
 
     def _rehearsal_loss(self, model: Any, batch: dict[str, Tensor], answers: list[AnswerLogits] | None) -> Tensor:
@@ -252,18 +253,29 @@ class Session:
             wanted = self.settings.distillation_weight > 0 and len(stored) == len(chunk)
             yield dict(batch), stored if wanted else None
 
-    def _optimizer(self) -> Any:
-        """The optimizer of rehearsal; `separate` follows the task's learning rate with moments of its own."""
-        trainer = self.trainer
+    @contextmanager
+    def _rehearsal_moments(self) -> Iterator[None]:
+        """With `separate`, the optimizer works meanwhile on moments that are rehearsal's own.
+
+        Exchanging the state of one optimizer, rather than keeping two, leaves parameter groups, weight decay, learning
+        rate and loss scale the task's.
+        """
         if self.settings.optimizer != "separate":
-            return trainer.optimizer
-        if self._rehearsal_optimizer is None:
-            kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
-            parameters = [value for value in trainer.model.parameters() if value.requires_grad]
-            self._rehearsal_optimizer = trainer.accelerator.prepare_optimizer(kind(parameters, **options))
-        for group in self._rehearsal_optimizer.param_groups:
-            group["lr"] = trainer._get_learning_rate()
-        return self._rehearsal_optimizer
+            yield
+            return
+        self._exchange_moments()
+        try:
+            yield
+        finally:
+            self._exchange_moments()
+
+    def _exchange_moments(self) -> None:
+        optimizer = self.trainer.optimizer
+        optimizer.state, self._own_moments = self._own_moments, optimizer.state
+
+    def _answer_tokens(self, labels: Tensor) -> int:
+        """Labels that carry a loss; a decoder-only model predicts none at the first position."""
+        return int((labels[:, 1:] if self._shift else labels).ne(-100).sum())
 
     @property
     def _encoder_decoder(self) -> bool:

@@ -57,6 +57,8 @@ def total_change(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> floa
         parameters: θ, adapter tensors of any shapes.
         anchor: θ_prev, float32, the same shapes and order.
     """
-    differences = torch._foreach_sub([parameter.float() for parameter in parameters], list(anchor))
-    sums = torch._foreach_norm(differences, 1)
-    return float(sum(float(part) for part in torch.stack(sums).cpu()))
+    differences = torch._foreach_abs(torch._foreach_sub([value.float() for value in parameters], list(anchor)))
+    total = torch.zeros((), device=differences[0].device)
+    for difference in differences:
+        total = total + difference.sum()
+    return float(total)

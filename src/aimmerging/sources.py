@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from aimmerging.benchmarks import base_model, skills
-from aimmerging.config import ModelConfig, RunConfig
+from aimmerging.config import ModelConfig, RunConfig, unknown
+from aimmerging.errors import ConfigError
 from aimmerging.loading import load_stream
 from aimmerging.models import BUILT_IN
 from aimmerging.progress import Progress
@@ -11,14 +12,22 @@ from aimmerging.tasks import TaskStream
 
 
 def task_stream(config: RunConfig, base: Path) -> TaskStream:
-    """Load and validate the configuration's tasks, built-in ones first.
+    """Load and validate the configuration's tasks, built-in ones first, or those that its `order` names.
 
     Raises:
         DataError: listing every problem of every task.
+        ConfigError: the order names a task that there is not.
     """
     built_in = skills.task_stream(config.seed).tasks if config.benchmark == "skills" else ()
     own = load_stream(config.tasks, config.seed, base).tasks if config.tasks else ()
-    return TaskStream((*built_in, *own))
+    stream = TaskStream((*built_in, *own))
+    if config.order is None:
+        return stream
+    tasks = {task.name: task for task in stream}
+    for name in config.order:
+        if name not in tasks:
+            raise ConfigError(f"order: {unknown('task', name, stream.names)}")
+    return TaskStream(tuple(tasks[name] for name in config.order))
 
 
 def base_folder(config: ModelConfig, progress: Progress) -> str:

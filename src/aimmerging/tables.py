@@ -1,6 +1,6 @@
 """Tables in the terminal."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,16 +8,21 @@ from rich.table import Table
 
 from aimmerging.metrics import DEFINITIONS
 
+if TYPE_CHECKING:
+    from aimmerging.comparison import Outcome
+
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasise: str | None = None) -> None:
     """Print a table; numbers stand right, `emphasise` is the first cell of a row to make bold."""
-    table = Table(title=escape(title), title_justify="left")
+    table = Table()
     for place, column in enumerate(columns):
         words = place == 0 or column in ("why", "policy", "definition", "version")
         table.add_column(escape(column), justify="left" if words else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row), style="bold" if row[0] == emphasise else None)
-    Console().print(table)
+    console = Console()
+    console.print(title, markup=False, highlight=False, style="italic")
+    console.print(table)
 
 
 def show_scores(scores: dict[str, Any]) -> None:
@@ -50,6 +55,25 @@ def show_demo(summary: dict[str, Any]) -> None:
         "alone.\nOne seed is one draw; compare over several before believing a difference.",
         highlight=False,
     )
+
+
+def show_comparison(outcome: "Outcome") -> None:
+    """Print a comparison's tables and what a reader must know, then what is still to do."""
+    from aimmerging import result_tables
+
+    console = Console()
+    if outcome.results is not None:
+        for table in result_tables.tables(outcome.results):
+            show_table(table.caption, [column.title for column in table.columns], table.texts())
+        for line in result_tables.heading(outcome.results):
+            console.print(line, highlight=False, markup=False)
+        console.print(f"\nThe page lies in {outcome.out / 'report.html'}", highlight=False, markup=False)
+    for name, message in outcome.failed.items():
+        console.print(f"failed: {name}: {message}", highlight=False, markup=False)
+    for name in outcome.unfinished:
+        console.print(f"not finished: {name}", highlight=False, markup=False)
+    if outcome.failed:
+        console.print("give --retry to run what failed again", highlight=False, markup=False)
 
 
 def show_findings(findings: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.distillation import AnswerLogits
-from aimmerging.errors import ModelError
+from aimmerging.errors import ConfigError, ModelError
 from aimmerging.methods.base import Method
 from aimmerging.session import RehearsalSettings, Session
 
@@ -28,7 +28,16 @@ class _MethodCallback(TrainerCallback):
         self.started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let the method see the adapter as it comes in."""
+        """Let the method see the adapter as it comes in.
+
+        Raises:
+            ConfigError: the trainer resumes from a checkpoint, which does not hold the method's state.
+        """
+        if state.global_step:
+            raise ConfigError(
+                f"training resumes at step {state.global_step}, but checkpoints do not hold the method's state; start "
+                "the task anew without resume_from_checkpoint (a run goes on after its last finished task)"
+            )
         self.started = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -76,13 +85,14 @@ class ContinualMixin:
         rehearsal: RehearsalSettings | None = None,
         **kwargs: Any,
     ) -> None:
-        model = kwargs.get("model", args[0] if args else None)
-        if model is not None:
-            declare_loss_scale(model)
         super().__init__(*args, **kwargs)
         trainer: Any = self
         if trainer.is_deepspeed_enabled:
             raise ModelError("DeepSpeed is not supported: merges under its partitioned optimizer are untested; use DDP")
+        if trainer.model.config.is_encoder_decoder:
+            # T5's and BART's forward takes **kwargs, from which the trainer concludes that it divides by
+            # num_items_in_batch; it returns a mean, and loss and gradients would grow with accumulation and processes
+            trainer.model_accepts_loss_kwargs = False
         self.method = method
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
         self._micro_losses: list[torch.Tensor] = []
@@ -106,21 +116,11 @@ class ContinualMixin:
         """Record the step and hand over to the method."""
         session = self.session
         session.costs.task_updates += 1
-        loss = float(torch.stack(self._micro_losses).sum())
+        [total] = session.sum_over_ranks(float(torch.stack(self._micro_losses).sum()))
         self._micro_losses.clear()
+        loss = total / session.world
         session.record({"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate})
         self.method.after_step(session)
-
-
-def declare_loss_scale(model: Any) -> None:
-    """Tell the trainer that an encoder-decoder model returns a mean loss.
-
-    Their forward takes **kwargs, from which the trainer concludes that it normalises by num_items_in_batch; it does
-    not, and loss and gradients would grow with accumulation steps times processes.
-    """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if base.config.is_encoder_decoder:
-        base.accepts_loss_kwargs = False
 
 
 class ContinualTrainer(ContinualMixin, Trainer):

@@ -52,10 +52,10 @@ SUBJECTS = _words({
 })  # fmt: skip
 WISHES = _words({
     "music": "playlist song tune album record anthem track lullaby",
-    "alarm": "timer reminder wake-up countdown stopwatch bell buzzer appointment",
+    "alarm": "timer reminder chime countdown stopwatch bell buzzer appointment",
     "food": "pizza noodles curry sandwich salad burger dumplings pancakes",
-    "travel": "flight taxi train-ticket hotel ferry cabin hostel coach-seat",
-    "message": "email letter postcard memo text-message reply voicemail greeting",
+    "travel": "flight taxi railcard hotel ferry cabin hostel berth",
+    "message": "email letter postcard memo telegram reply voicemail greeting",
     "home": "lamp heating curtains radiator blinds fan dishwasher thermostat",
 })  # fmt: skip
 ASKING = {
@@ -82,9 +82,45 @@ OPPOSITES = (
     "bright dark",
 )  # fmt: skip
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_THINGS = tuple(["soup", "room", "film", "novel", "hotel-bar", "garden", "museum", "waiter", "menu", "show", "service", "view", "bakery", "gallery"])
-_PEOPLE = tuple(["anna", "boris", "clara", "david", "elena", "felix", "greta", "henry", "irene", "jonas", "karin", "louis", "marta", "nils"])
-_DEEDS = tuple(["found", "saw", "described", "left", "mentioned", "praised", "visited", "followed", "reached", "joined"])
+_THINGS = tuple(
+    [
+        "soup",
+        "room",
+        "film",
+        "novel",
+        "lounge",
+        "garden",
+        "museum",
+        "waiter",
+        "menu",
+        "show",
+        "service",
+        "view",
+        "bakery",
+        "gallery",
+    ]
+)
+_PEOPLE = tuple(
+    [
+        "anna",
+        "boris",
+        "clara",
+        "david",
+        "elena",
+        "felix",
+        "greta",
+        "henry",
+        "irene",
+        "jonas",
+        "karin",
+        "louis",
+        "marta",
+        "nils",
+    ]
+)
+_DEEDS = tuple(
+    ["found", "noticed", "described", "left", "mentioned", "praised", "visited", "followed", "reached", "joined"]
+)
 
 
 def _review(random: Random) -> Sentence:
@@ -96,9 +132,9 @@ def _review(random: Random) -> Sentence:
     join = "but" if verdict == "mixed" and random.random() < 0.5 else "and"
     shape = random.choice((
         "the {a} was {x} {j} the {b} was {y}.",
-        "we had a {x} {a} {j} a {y} {b}.",
+        "we found the {a} {x} {j} the {b} {y}.",
         "{p} called the {a} {x} {j} the {b} {y}.",
-        "a {x} {a} {j} a {y} {b} too.",
+        "{x} {a}, {j} {y} {b} too.",
     ))  # fmt: skip
     text = shape.format(a=thing, b=other, x=first, y=second, j=join, p=random.choice(_PEOPLE))
     return Sentence(text, {"sentiment": verdict})
@@ -110,7 +146,7 @@ def _request(random: Random) -> Sentence:
     thing, other = random.sample(WISHES[wish], 2)
     shape = random.choice((
         "please get the {x} and the {y} ready for {p}.",
-        "{p} needs a {x} or a {y} {w}.",
+        "{p} needs the {x} or the {y} {w}.",
         "i would like the {x} {w}, not the {y}.",
         "could you see to the {x} {w} and the {y} later?",
     ))  # fmt: skip
@@ -127,7 +163,7 @@ def _report(random: Random) -> Sentence:
         "{p} was {x} and {y} as the {a} {d} the {b}.",
         "the {a} {d} the {b} and left {p} {x} and {y}.",
         "when the {a} {d} the {b}, {x} {p} grew {y}.",
-        "a {x} {p} said the {a} {d} the {b} and felt {y}.",
+        "{x} {p} said the {a} {d} the {b} and felt {y}.",
     ))  # fmt: skip
     text = shape.format(a=thing, b=other, x=first, y=second, p=random.choice(_PEOPLE), d=random.choice(_DEEDS))
     return Sentence(text, {"topic": subject, "emotion": feeling})

@@ -1,0 +1,108 @@
+"""The page of a comparison: one HTML file, made from results alone; see :mod:`aimmerging.report` for how pages work."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aimmerging import comparison_charts, report
+from aimmerging.metrics import summarise
+from aimmerging.protocols import STATEMENTS
+from aimmerging.result_tables import Table, run_table, tables
+from aimmerging.results import COSTS, MEASURES, Results, Run
+from aimmerging.run_view import RunView, Scores
+
+if TYPE_CHECKING:
+    from aimmerging.comparison import Place
+
+_FEW_PAIRS = 5
+"""Pairs of runs below which the page warns about its intervals."""
+
+
+def write_page(results: Results, cells: Mapping["Place", Path], out: Path) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        results: of the comparison.
+        cells: run directories of the finished cells, for links to their reports.
+        out: the page.
+    """
+    report.replace_file(out, report.render("compare.html.j2", _context(results, cells, out)))
+    return out
+
+
+def _context(results: Results, cells: Mapping["Place", Path], out: Path) -> dict[str, Any]:
+    orders = list(dict.fromkeys(run.order for run in results.runs))
+    seeds = sorted({run.seed for run in results.runs})
+    figures = {
+        "figure-average": comparison_charts.average_curves(results),
+        "figure-first": comparison_charts.first_task_curves(results),
+        **{f"figure-{cost}": comparison_charts.against_compute(results, cost) for cost in comparison_charts.COMPUTE},
+    }
+    transfer = comparison_charts.backward_against_forward(results)
+    if transfer is not None:
+        figures["figure-transfer"] = transfer
+    shown = {table.name: table for table in tables(results)}
+    return {
+        "title": "Comparison of methods",
+        "kicker": ", ".join(
+            report.number_of(len(things), noun)
+            for things, noun in ((results.measures, "method"), (orders, "order"), (seeds, "seed"))
+        ),
+        "sentences": list(_sentences(results)),
+        "protocol": results.protocol,
+        "statement": STATEMENTS[results.protocol] if results.protocol else None,
+        "departures": results.departures,
+        "flags": results.flags,
+        "few": min((c.difference.pairs for c in results.comparisons), default=_FEW_PAIRS) < _FEW_PAIRS,
+        "tables": shown,
+        "texts": _texts,
+        "runs": run_table(results),
+        "links": {
+            "/".join(map(str, place)): report.relative_link(out, path / "report.html") for place, path in cells.items()
+        },
+        "compute": [(f"figure-{cost}", COSTS[cost]) for cost in comparison_charts.COMPUTE],
+        "matrices": list(_mean_matrices(results)),
+        "order_rows": list({run.order: (run.order, ", ".join(run.tasks)) for run in results.runs}.values()),
+        "metric_definitions": MEASURES,
+        "figures": figures,
+    }
+
+
+def _texts(table: Table) -> list[list[str]]:
+    """A table's cells, numbers with a real minus sign."""
+    kinds = [column.kind for column in table.columns]
+    return [
+        [text if kind == "text" else text.replace("-", "−") for text, kind in zip(row, kinds, strict=True)]
+        for row in table.texts()
+    ]
+
+
+def _sentences(results: Results) -> Iterator[str]:
+    """What came out, in words: the order of the methods, then each declared comparison."""
+    levels = {name: found["op"].mean for name, found in results.measures.items()}
+    ranked = sorted(levels, key=lambda name: -levels[name])
+    listing = ", ".join(f"{name} {levels[name]:.1f}" for name in ranked)
+    yield f"Mean score after the last task: {listing}."
+    for method, baseline, found, p_holm in results.comparisons:
+        verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not told apart from"
+        yield (
+            f"{method} is {verdict} {baseline}: {found.mean:+.1f} points, 95 % interval {found.low:+.1f} to "
+            f"{found.high:+.1f}, p {p_holm:.2g} after correction."
+        ).replace("-", "−")
+
+
+def _mean_matrices(results: Results) -> Iterator[tuple[str, RunView]]:
+    """Score matrix of each method and order, mean over the seeds, in the form that the matrix macro takes."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in results.runs:
+        groups.setdefault((run.method, str(run.order)), []).append(run)
+    for (method, order), runs in groups.items():
+        cells = [list(zip(*rows, strict=True)) for rows in zip(*(run.matrix for run in runs), strict=True)]
+        matrix = tuple(tuple(_mean_known(values) for values in row) for row in cells)
+        scores = Scores(1, method, runs[0].tasks, matrix, summarise(matrix))
+        yield f"{method}, {order}", RunView(method, scores, (), (), "", False, {})
+
+
+def _mean_known(values: tuple[float | None, ...]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None

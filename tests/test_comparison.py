@@ -1,0 +1,457 @@
+import csv
+import gc
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from test_report import _Page
+
+from aimmerging import comparison, demo, rundir
+from aimmerging.comparison import FAILED, Place, compare, load_spec, parse_spec, plan, recompute
+from aimmerging.config import resolve
+from aimmerging.errors import ConfigError, RunDirectoryError
+from aimmerging.run import run
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_skills.yaml"
+TASKS = {"alpha": "aab", "beta": "ccb"}
+"""Name and answers, in turn: what a random model learns in a dozen steps is the most frequent one."""
+
+
+def specification(model, **values):
+    """Three methods, two orders, two seeds on a random one-layer model."""
+    return {
+        "protocol": "matched",
+        "methods": ["sequential", "replay", "aim"],
+        "orders": {"there": list(TASKS), "back": list(reversed(TASKS))},
+        "seeds": [0, 1],
+        "baseline": "replay",
+        "config": {
+            "model": {"name": str(model)},
+            "tasks": [{"path": name, "carve_validation": 0} for name in TASKS],
+            "lora": {"rank": 2, "target_modules": "all-linear"},
+            "training": {
+                "epochs": 2,
+                "batch_size": 4,
+                "micro_batch_size": 4,
+                "warmup_steps": 0,
+                "learning_rate": 0.02,
+                "max_input_tokens": 24,
+                "max_output_tokens": 2,
+                "device": "cpu",
+            },
+            "evaluation": {"zero_shot": False},
+            "memory": {"ratio": 0.2},
+            "controller": {"interval": 2, "rehearsal_steps": 2, "min_interval": 1},
+        },
+        **values,
+    }
+
+
+def serially(cells, workers, progress, *, engine="local", keep_going=False):
+    """Stands in for the pool: the same contract in this process."""
+    failures = {}
+    for cell in cells:
+        try:
+            run(cell.config, cell.out, base=cell.base)
+        except Exception as error:
+            failures[cell.name] = error
+    return failures
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(comparison, "run_cells", serially)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Folder of the tasks."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, answers in TASKS.items():
+        for split, first, count in (("train", 0, 12), ("test", 100, 6)):
+            numbers = range(first, first + count)
+            rows = [{"input": f"{name} question {n}", "output": answers[n % 3]} for n in numbers]
+            write(folder / name / f"{split}.jsonl", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tiny_t5, files, tmp_path_factory):
+    """A finished comparison: (specification, base, folder)."""
+    spec, out = parse_spec(specification(tiny_t5)), tmp_path_factory.mktemp("comparison")
+    gc.freeze()  # each training ends with a collection, whose time goes into the libraries' objects
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "run_cells", serially)
+        outcome = compare(spec, out, base=files)
+    assert not outcome.failed
+    assert not outcome.unfinished
+    op = {name: found["op"].mean for name, found in outcome.results.measures.items()}
+    assert 0 < op["sequential"] < op["replay"], op  # else the tests below would compare zeros
+    return spec, files, out
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    spec, base, out = done
+    shutil.copytree(out, tmp_path / "copy")
+    return spec, base, tmp_path / "copy"
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def write(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tables_of(out, but=("costs.csv", "runs.csv", "tables.md", "tables.tex")):
+    """Text of each table without measured seconds."""
+    return {path.name: path.read_text() for path in sorted((out / "tables").iterdir()) if path.name not in but}
+
+
+# --- the specification -----------------------------------------------------------------------------------------------
+
+
+def refused(**values):
+    with pytest.raises(ConfigError) as caught:
+        parse_spec({"methods": ["sequential", "aim"], "baseline": "aim", "config": {"benchmark": "skills"}, **values})
+    return str(caught.value)
+
+
+def test_short_and_long_forms_of_a_method():
+    spec = parse_spec(
+        {
+            "methods": ["replay", "aim:reference", {"name": "mine", "method": "aim", "set": {"lora": {"rank": 4}}}],
+            "baseline": "replay",
+            "config": {"benchmark": "skills"},
+        }
+    )
+    assert [(m.name, m.method, m.preset) for m in spec.methods] == [
+        ("replay", "replay", "default"),
+        ("aim:reference", "aim", "reference"),
+        ("mine", "aim", "default"),
+    ]
+    assert spec.pairs == [("aim:reference", "replay"), ("mine", "replay")]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"methos": []}, "unknown key 'methos' (did you mean 'methods'?)"),
+        ({"methods": [{"method": "aim", "pre": "paper"}]}, "(did you mean 'methods.0.preset'?)"),
+        ({"methods": []}, "methods is []"),
+        ({"methods": ["ami", "aim"]}, "unknown method 'ami' (did you mean 'aim'?)"),
+        ({"methods": ["aim", "multi_task"]}, "unknown method 'multi_task'"),
+        ({"methods": ["aim", "aim"]}, "the method 'aim' occurs twice"),
+        (
+            {"methods": ["aim:paper", {"name": "aim-paper", "method": "aim"}], "baseline": "aim:paper"},
+            "folder of method",
+        ),
+        ({"methods": [{"name": "../aim", "method": "aim"}]}, "methods.0.name is '../aim'"),
+        ({"baseline": "replay"}, "unknown method to compare 'replay'"),
+        ({"baseline": None}, "nothing to compare with"),
+        ({"comparisons": [["aim", "aim"]]}, "compared with itself"),
+        ({"comparisons": [["aim", "sequential"]] * 2}, "occurs twice"),
+        ({"seeds": [0, 0]}, "the seed 0 occurs twice"),
+        ({"seeds": [-1]}, "seeds.0 is -1"),
+        ({"protocol": "papers"}, "protocol is 'papers'"),
+        ({"config": {"benchmark": "skills", "seed": 3}}, "config: seed is not set here"),
+        ({"config": {"benchmark": "skills", "trainin": {}}}, "unknown key 'trainin' (did you mean 'training'?)"),
+        ({"methods": [{"method": "aim", "set": {"tasks": []}}]}, "set of aim: tasks is not set here"),
+        (
+            {"methods": [{"method": "aim", "set": {"training": {"epochs": 0}}}]},
+            "method 'aim': configuration: training.epochs",
+        ),
+    ],
+)
+def test_mistakes_are_named(values, said):
+    assert said in refused(**values)
+
+
+def test_all_mistakes_come_at_once():
+    message = refused(methods=["ami"], seeds=[1, 1], config={"seed": 3})
+    assert message.startswith("4 problems")
+
+
+@pytest.mark.parametrize(
+    ("orders", "said"),
+    [
+        ({"a": ["sentiment", "intnt"]}, "unknown task 'intnt' (did you mean 'intent'?)"),
+        ({"a": ["sentiment", "intent"], "b": ["topic", "intent"]}, "do not hold the same tasks"),
+        ({"a": ["sentiment", "sentiment"]}, "none twice"),
+    ],
+)
+def test_orders_hold_the_tasks_there_are(orders, said, tmp_path):
+    values = {"methods": ["aim"], "config": {"benchmark": "skills"}, "orders": orders}
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        plan(parse_spec(values), tmp_path, Path())
+
+
+def test_the_example_is_the_demos_setting():
+    spec = load_spec(EXAMPLE)
+    assert {method.name for method in spec.methods} == set(demo.METHODS_SHOWN)
+    assert (len(spec.orders), len(spec.seeds), spec.protocol) == (2, 2, "matched")
+    cells = plan(spec, Path("out"), EXAMPLE.parent)
+    assert len(cells) == 3 * 2 * 2 + 2 * 2
+    for place, cell in cells.items():
+        own = {"method": place.method, "seed": place.seed, "order": cell.config.order, "protocol": "matched"}
+        assert cell.config == resolve({**demo.SETTINGS, **own})
+
+
+def test_pairs_differ_in_their_method_alone(tmp_path):
+    spec = parse_spec(
+        {"methods": ["replay", "aim"], "baseline": "replay", "seeds": [0, 7], "config": {"benchmark": "skills"}}
+    )
+    cells = plan(spec, tmp_path, Path())
+    for seed in (0, 7):
+        left, right = cells[Place("replay", "given", seed)].config, cells[Place("aim", "given", seed)].config
+        assert left.model_copy(update={"method": "aim"}) == right
+        assert left.seed == seed
+    assert len({cell.out for cell in cells.values()}) == len({cell.name for cell in cells.values()}) == len(cells)
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def test_finished_cells_are_never_run_again(done, here, monkeypatch):
+    spec, base, out = done
+    before = contents(out / "cells")
+    tables = contents(out / "tables")
+    monkeypatch.setattr(comparison, "run_cells", lambda cells, *_, **__: {} if not cells else pytest.fail("ran again"))
+    outcome = compare(spec, out, base=base)
+    assert contents(out / "cells") == before
+    assert contents(out / "tables") == tables
+    assert len(outcome.results.runs) == 12
+
+
+def test_pairs_share_data_order_memory_and_adapter(done):
+    _, _, out = done
+    for order in ("there", "back"):
+        for seed in (0, 1):
+            cells = [out / "cells" / method / order / f"seed-{seed}" for method in ("replay", "aim", "sequential")]
+            stages = [rundir.committed_stages(cell) for cell in cells]
+            assert len({stage[0].record["hashes"]["adapter"] for stage in stages}) == 1  # nothing to rehearse yet
+            replay, aim = ([rundir.read_rows(s.path / "memory" / "rows.jsonl") for s in stage] for stage in stages[:2])
+            assert replay == aim
+
+
+def test_budgets_are_equal_under_the_matched_protocol(done):
+    spec, base, out = done
+    outcome = recompute(spec, out, base=base)
+    spent = {(run.method, run.spent.task_updates, run.spent.rehearsal_rows) for run in outcome.results.runs}
+    assert spent == {("sequential", 12, 0), ("replay", 12, 24), ("aim", 12, 24)}
+    assert not [flag for flag in outcome.results.flags if "unequal" in flag]
+
+
+def test_departures_and_unequal_budgets_are_flagged(tiny_t5, files, here, tmp_path):
+    own = {"name": "own", "method": "aim", "preset": "reference", "set": {"controller": {"rehearsal_rule": "planned"}}}
+    values = specification(tiny_t5, methods=["replay", own], orders={}, seeds=[0], references=["single_task"])
+    outcome = compare(parse_spec(values), tmp_path, base=files)
+    assert "own: controller.rehearsal_rule is planned instead of elapsed" in outcome.results.departures
+    assert "memory.ratio is 0.2 instead of 0.02" in outcome.results.departures
+    [flag] = [flag for flag in outcome.results.flags if flag.startswith("unequal rehearsal rows")]
+    assert "replay 24" in flag
+    for text in ((tmp_path / "report.html").read_text(), (tmp_path / "tables" / "tables.md").read_text()):
+        assert "rehearsal" in text
+        assert "planned instead of elapsed" in text
+
+
+def test_released_memory_is_flagged_with_what_it_kept(tiny_t5, files, here, tmp_path):
+    values = specification(tiny_t5, methods=["replay"], orders={}, seeds=[0], references=[], baseline=None)
+    values["config"]["memory"] = {"ratio": 0.02, "policy": "released"}
+    outcome = compare(parse_spec(values), tmp_path, base=files)
+    # 12 rows a task, two answers: the cap is one row, the released rule keeps one of each answer
+    assert any(
+        "replay keeps 17 % of the training rows (4 of 24; the cap is 2)" in flag for flag in outcome.results.flags
+    )
+    cell = tmp_path / "cells" / "replay" / "given" / "seed-0" / "report.html"
+    assert "keeps 2 of 12 training rows where the cap is 1" in " ".join(_Page(cell.read_text()).text.split())
+
+
+def test_a_failed_cell_is_listed_and_retried_on_request(copied, monkeypatch):
+    spec, base, out = copied
+    victim = out / "cells" / "aim" / "back" / "seed-1"
+    shutil.rmtree(victim)
+    calls = []
+
+    def fails(cells, *_, **__):
+        calls.append([cell.name for cell in cells])
+        return {cell.name: ValueError("the disk\nis full") for cell in cells}
+
+    monkeypatch.setattr(comparison, "run_cells", fails)
+    outcome = compare(spec, out, base=base)
+    assert outcome.failed == {"aim/back/1": "ValueError: the disk\nis full"}
+    assert "aim/back/1 failed: ValueError: the disk" in outcome.results.flags
+    assert [found.difference.pairs for found in outcome.results.comparisons] == [4, 3]
+    again = compare(spec, out, base=base)
+    assert calls == [["aim/back/1"], []]
+    assert again.failed == outcome.failed
+    monkeypatch.setattr(comparison, "run_cells", serially)
+    healed = compare(spec, out, base=base, retry=True)
+    assert not healed.failed
+    assert not (victim / FAILED).exists()
+    assert tables_of(out) == tables_of(copied_from(out, spec, base))
+
+
+def copied_from(out, spec, base):
+    """The tables once more from predictions."""
+    recompute(spec, out, base=base)
+    return out
+
+
+def test_another_configuration_is_refused(done):
+    spec, base, out = done
+    other = spec.model_copy(update={"config": {**spec.config, "lora": {"rank": 3, "target_modules": "all-linear"}}})
+    with pytest.raises(RunDirectoryError, match=r"lora\.rank: 2 in the run, 3 now"):
+        compare(other, out, base=base)
+
+
+def test_rows_that_changed_in_between_are_refused(copied, tmp_path, here):
+    spec, base, out = copied
+    changed = tmp_path / "changed"
+    shutil.copytree(base, changed)
+    rows = [{"input": f"new question {i}", "output": "a"} for i in range(12)]
+    write(changed / "alpha" / "train.jsonl", rows)
+    shutil.rmtree(out / "cells" / "aim")
+    with pytest.raises(RunDirectoryError, match="other rows of task 'alpha'"):
+        compare(spec, out, base=changed)
+
+
+# --- tables and page -------------------------------------------------------------------------------------------------
+
+
+def test_tables_come_again_from_predictions_alone(copied):
+    spec, base, out = copied
+    before = contents(out / "tables")
+    shutil.rmtree(out / "tables")
+    (out / "comparison.json").unlink()
+    recompute(spec, out, base=base)
+    assert contents(out / "tables") == before
+
+
+@pytest.mark.parametrize("edit", ["prediction", "score", "missing", "matrix"])
+def test_recompute_finds_a_prediction_that_was_changed(copied, edit):
+    spec, base, out = copied
+    cell = out / "cells" / "aim" / "there" / "seed-0"
+    path = cell / "stages" / "02-beta" / "predictions" / "01-alpha.jsonl"
+    records = rundir.read_jsonl(path)
+    if edit == "prediction":
+        records[0]["prediction"] = "wrong" if records[0]["score"] else records[0]["reference"]
+        rundir.write_jsonl(path, records)
+    elif edit == "score":
+        records[0]["score"] = 1 - records[0]["score"]
+        rundir.write_jsonl(path, records)
+    elif edit == "missing":
+        path.unlink()
+    else:
+        scores = rundir.read_json(cell / "scores.json")
+        scores["matrix"][0][1] += 1
+        rundir.write_json(cell / "scores.json", scores)
+        path = cell / "scores.json"
+    with pytest.raises(RunDirectoryError) as caught:
+        recompute(spec, out, base=base)
+    assert str(path) in str(caught.value)
+
+
+def test_tables_agree_with_the_runs_own_scores(done):
+    _, _, out = done
+    rows = list(csv.DictReader(io.StringIO((out / "tables" / "runs.csv").read_text())))
+    assert len(rows) == 12
+    for row in rows:
+        scores = rundir.read_json(out / "cells" / row["method"] / row["order"] / f"seed-{row['seed']}" / "scores.json")
+        for name in ("op", "bwt", "forgetting", "average_incremental", "worst_task", "plasticity"):
+            assert float(row[name]) == pytest.approx(scores["summary"][name])
+        assert float(row["bwt_sapt"]) == pytest.approx(float(row["bwt"]) / 2)
+        alone = rundir.read_json(out / "references" / "single_task" / f"seed-{row['seed']}" / "scores.json")
+        assert float(row["fwt"]) == pytest.approx(scores["summary"]["plasticity"] - alone["summary"]["plasticity"])
+    methods = {row["method"]: row for row in csv.DictReader(io.StringIO((out / "tables" / "methods.csv").read_text()))}
+    for name in ("sequential", "replay", "aim"):
+        own = [float(row["op"]) for row in rows if row["method"] == name]
+        assert float(methods[name]["op"]) == pytest.approx(sum(own) / 4)
+
+
+def test_the_page_shows_everything_and_links_to_every_run(done):
+    _, _, out = done
+    page = _Page((out / "report.html").read_text(encoding="utf-8"))
+    figures = {name: json.loads(text) for name, text in page.blocks.items() if name.startswith("figure-")}
+    assert {"figure-average", "figure-first", "figure-transfer", "figure-task_updates"} <= figures.keys()
+    bands = [trace for trace in figures["figure-average"]["data"] if trace.get("fill") == "toself"]
+    assert len(bands) == 3
+    links = {link["href"] for link in page.all("a") if not link["href"].startswith("#")}
+    assert len(links) == 12
+    assert all((out / link).is_file() for link in links)
+    assert "Protocol matched" in page.text
+    assert page.text.count("there") >= 3
+
+
+def test_latex_is_booktabs_with_everything_escaped(done):
+    _, _, out = done
+    text = (out / "tables" / "tables.tex").read_text()
+    assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 4
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    for line in body:
+        assert "_" not in line.replace(r"\_", "")
+        assert "%" not in line.replace(r"\%", "")
+    widths = {line.count(" & ") for line in body if line.endswith(r"\\")}
+    assert widths <= {5, 5, 7, 4}
+
+
+# --- real processes --------------------------------------------------------------------------------------------------
+
+
+def command(spec, out):
+    return [sys.executable, "-m", "aimmerging", "compare", str(spec), "--out", str(out), "--workers", "1"]
+
+
+@pytest.mark.slow
+def test_survives_being_killed_half_way(done, tmp_path):
+    spec, base, out = done
+    path = base / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    started = subprocess.Popen(command(path, tmp_path / "out"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out").rglob("COMMITTED"))) < 5:
+        assert started.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    while any(os.path.exists(f"/proc/{child}/cwd") for child in children):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    assert len(list((tmp_path / "out").rglob("COMMITTED"))) < 40
+    finished = subprocess.run(command(path, tmp_path / "out"), capture_output=True, encoding="utf-8", check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "aim - replay" in finished.stdout
+    assert tables_of(tmp_path / "out") == tables_of(out)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_tables(done, tmp_path):
+    ray = pytest.importorskip("ray")
+    spec, base, out = done
+    fewer = {"seeds": [0], "references": []}
+    small = spec.model_copy(update=fewer)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        outcome = compare(small, tmp_path / "ray", base=base, engine="ray")
+    finally:
+        ray.shutdown()
+    assert not outcome.failed
+    assert not outcome.unfinished
+    for method in ("sequential", "replay", "aim"):
+        for order in ("there", "back"):
+            cell = Path("cells") / method / order / "seed-0" / "scores.json"
+            assert rundir.read_json(tmp_path / "ray" / cell)["matrix"] == rundir.read_json(out / cell)["matrix"]

@@ -1,0 +1,115 @@
+"""torchrun with two gloo processes on the CPU: same decisions, same weights, same as one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ddp_worker
+import pytest
+import yaml
+from safetensors.torch import load_file
+from short_runs import config_file, stage_record
+from trainer_kit import adapter, continual, far
+
+from aimmerging import Method, RehearsalSettings, rundir
+from aimmerging.errors import ConfigError
+
+pytestmark = pytest.mark.slow
+
+
+def torchrun(*words, processes=2):
+    """Run ddp_worker on several processes of this machine; returns stdout."""
+    worker = Path(ddp_worker.__file__)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", worker]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [str(word) for word in (*line, *words)],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-20000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def ranks(tiny_t5, tiny_llama, tmp_path_factory):
+    """Folder and accounts of both ranks after every case of ddp_worker."""
+    out = tmp_path_factory.mktemp("ddp")
+    torchrun("trainers", tiny_t5, tiny_llama, out)
+    return out, [json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(params=["tiny_t5", "tiny_llama"])
+def base(request):
+    return request.getfixturevalue(request.param)
+
+
+def merges(account):
+    return [event for event in account["events"] if event["kind"] == "merge"]
+
+
+def decisions(events):
+    """Events without the clock and the learning signal's last bits."""
+    names = ("kind", "step", "phase", "why", "hits", "interval_after", "rehearsal_steps", "weight_in", "weight_out")
+    return [{name: event[name] for name in names if name in event} for event in events]
+
+
+@pytest.mark.parametrize("case", ["merged", "dropout", "quiet"])
+def test_both_ranks_decide_alike_and_end_with_the_same_weights(ranks, base, case):
+    first, second = (account[base.name][case] for account in ranks[1])
+    assert first == second
+    assert len(merges(first)) == (0 if case == "quiet" else 2)
+    assert first["counts"]["probe_forwards"] == 10
+
+
+def test_one_process_with_the_same_global_batch_ends_at_the_same_place(ranks, base, tmp_path):
+    out, (account, _) = ranks
+    alone = ddp_worker.merged(base, tmp_path)
+    assert decisions(alone.session.events) == decisions(account[base.name]["merged"]["events"])
+    both = load_file(out / f"{base.name}.safetensors")
+    assert far(adapter(alone), both) < 2e-6
+    assert far(adapter(continual(base, tmp_path, Method(), dropout=0.0)), both) > 1e-3
+    counts = account[base.name]["merged"]["counts"]
+    assert counts == {name: getattr(alone.session.costs, name) for name in counts}
+    for ours, theirs in zip(alone.session.events, account[base.name]["merged"]["events"], strict=True):
+        for name in ("loss", "memory_loss", "change_total"):
+            if name in ours:
+                assert theirs[name] == pytest.approx(ours[name], rel=1e-4)
+
+
+def test_without_a_merge_both_ranks_are_the_plain_trainer_bit_for_bit(ranks, base):
+    for account in ranks[1]:
+        assert account[base.name]["quiet"]["adapter"] == account[base.name]["plain"]
+
+
+def test_aimmerging_run_under_torchrun(tmp_path, tiny_t5):
+    config = config_file(tmp_path, tiny_t5)
+    values = yaml.safe_load(config.read_text())
+    values["training"]["micro_batch_size"] = 2
+    config.write_text(yaml.safe_dump(values))
+    run = tmp_path / "run"
+    torchrun("run", config, run)
+    first, second = (json.loads((tmp_path / f"run-rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert len(first) == 2
+    assert merges(first[0]) == []
+    assert len(merges(first[1])) > 0
+    assert [stage.name for stage in sorted((run / "stages").iterdir())] == ["01-alpha", "02-beta"]
+    signals = rundir.read_jsonl(run / "stages/02-beta/signals.jsonl")
+    assert decisions(signals) == decisions(first[1]["events"])
+    costs = stage_record(run, "02-beta")["costs"]
+    assert costs["task_updates"] == sum(event["kind"] == "step" for event in signals) > 0
+    assert costs["task_rows"] == costs["task_updates"] * values["training"]["batch_size"]
+
+
+def test_rows_that_processes_cannot_share_are_refused(tiny_t5, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(ConfigError, match=r"3 rows, which 2 processes cannot share"):
+        continual(tiny_t5, tmp_path, Method(), settings=RehearsalSettings(batch_size=3))

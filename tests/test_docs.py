@@ -1,0 +1,89 @@
+"""The documents say what the code does."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aimmerging
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src" / "aimmerging").rglob("*.py"))
+CORE = ("signals", "controller", "fusion", "memory", "metrics")
+
+
+def test_configuration_page_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs" / "make_configuration.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == module.render(), "run python docs/make_configuration.py"
+
+
+def test_architecture_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("## One line a module")[1]
+    modules = {path.stem for path in SOURCES if path.parent.name == "aimmerging" and not path.stem.startswith("__")}
+    missing = sorted(name for name in modules if f"`{name}`" not in table)
+    assert not missing
+
+
+def test_links_between_documents_lead_somewhere():
+    broken = []
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert not broken
+
+
+def test_every_public_name_can_be_imported():
+    for name in aimmerging.__all__:
+        assert getattr(aimmerging, name) is not None
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_core_needs_neither_transformers_nor_peft(module):
+    code = f"import sys, aimmerging.{module}; print([name for name in ('transformers', 'peft') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_files_are_rooms_of_one_purpose():
+    long = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {name: lines for name, lines in long.items() if lines > 450} == {}
+
+
+def test_a_method_written_as_the_page_shows_learns_and_rehearses(tmp_path, tiny_t5):
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    namespace: dict = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), namespace)
+
+    from transformers import TrainingArguments
+
+    from aimmerging.config import ModelConfig
+    from aimmerging.data import Codec, Collator
+    from aimmerging.models import LoraSection, _attach, _load_base
+    from aimmerging.session import RehearsalSettings
+    from aimmerging.tasks import Row
+    from aimmerging.trainer import ContinualTrainer
+
+    base, tokenizer = _load_base(ModelConfig(name=str(tiny_t5)), str(tiny_t5))
+    codec = Codec(tokenizer, True, 32, 8)
+    rows = [Row(str(number), f"say {number}", "yes") for number in range(16)]
+    trainer = ContinualTrainer(
+        model=_attach(base, LoraSection(), None),
+        args=TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, max_steps=8, use_cpu=True, report_to="none", disable_tqdm=True
+        ),
+        train_dataset=codec.examples(rows),
+        data_collator=Collator(tokenizer.pad_token_id),
+        method=namespace["HalfWayBack"](interval=4),
+        memory={"old": codec.examples(rows[:4])},
+        rehearsal=RehearsalSettings(batch_size=4, micro_batch_size=4),
+    )
+    trainer.train()
+    assert trainer.session.costs.memory_updates == 2

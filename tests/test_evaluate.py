@@ -1,0 +1,136 @@
+"""Generation: whatever the batches, an answer is its row's own, ends at the end of sequence, and keeps its place."""
+
+import pytest
+import torch
+from short_runs import settings
+
+from aimmerging.config import resolve
+from aimmerging.evaluate import Prediction, _pad, evaluate, generate, points
+from aimmerging.metrics import score
+from aimmerging.models import load_model
+from aimmerging.tasks import Row
+
+INPUTS = [
+    "q",
+    "a much longer question than the others",
+    "when?",
+    "who was it",
+    "who was it again",
+    "x y z",
+    "what",
+    "ü!",
+]
+ROWS = [Row(str(number), text, "a") for number, text in enumerate(INPUTS)]
+FAMILIES = ("tiny_t5", "tiny_llama")
+
+
+@pytest.fixture(params=FAMILIES)
+def loaded(request):
+    """A random model whose adapter moves it, so that different rows get different answers."""
+    folder = request.getfixturevalue(request.param)
+    loaded = load_model(resolve(settings(folder)), str(folder))
+    torch.manual_seed(1)
+    for parameter in loaded.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.5)
+    return loaded
+
+
+def answers(loaded, rows=ROWS, size=1):
+    return generate(loaded.model, loaded.codec, rows, size)
+
+
+def test_batch_size_changes_no_answer(loaded):
+    alone = answers(loaded)
+    assert len(set(alone)) > 2
+    for size in (2, 3, len(ROWS), 100):
+        assert answers(loaded, size=size) == alone
+
+
+def test_answers_stand_in_the_order_of_the_rows(loaded):
+    forwards = answers(loaded, size=3)
+    assert answers(loaded, ROWS[::-1], size=3) == forwards[::-1]
+
+
+def test_longest_prompts_come_first(loaded, monkeypatch):
+    widths = []
+    inner = loaded.model.generate
+    monkeypatch.setattr(
+        loaded.model, "generate", lambda **given: widths.append(given["input_ids"].shape) or inner(**given)
+    )
+    answers(loaded, size=3)
+    assert [rows for rows, _ in widths] == [3, 3, 2]
+    assert [width for _, width in widths] == sorted((width for _, width in widths), reverse=True)
+    assert widths[0][1] == max(len(loaded.codec.prompt(row)) for row in ROWS)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_generation_stops_at_the_end_of_sequence(loaded, step):
+    """The model is made to want nothing but </s> from `step` on; it is not asked any further."""
+    calls = []
+    end = loaded.codec.tokenizer.eos_token_id
+
+    def want_end(module, args, logits):
+        calls.append(logits.shape)
+        return logits.index_fill(-1, torch.tensor([end]), 1e4 if len(calls) >= step else -1e4)
+
+    handle = loaded.model.get_base_model().get_output_embeddings().register_forward_hook(want_end)
+    found = answers(loaded, size=len(ROWS))
+    handle.remove()
+    assert len(calls) == step < loaded.codec.max_output_tokens
+    assert ("" in found) or step > 1
+    assert not any("</s>" in text or "<pad>" in text for text in found)
+
+
+def test_generation_stops_at_the_limit(loaded):
+    end = loaded.codec.tokenizer.eos_token_id
+    calls = []
+
+    def never_end(module, args, logits):
+        calls.append(1)
+        return logits.index_fill(-1, torch.tensor([end]), -1e4)
+
+    handle = loaded.model.get_base_model().get_output_embeddings().register_forward_hook(never_end)
+    answers(loaded, size=len(ROWS))
+    handle.remove()
+    assert len(calls) == loaded.codec.max_output_tokens
+
+
+def test_answers_are_stripped_and_the_mode_is_given_back(loaded):
+    loaded.model.train()
+    assert all(text == text.strip() for text in answers(loaded, size=4))
+    assert loaded.model.training
+    loaded.model.eval()
+    answers(loaded, ROWS[:1])
+    assert not loaded.model.training
+
+
+def test_dropout_is_off(loaded):
+    loaded.model.train()
+    assert answers(loaded, size=4) == answers(loaded, size=4)
+
+
+def test_progress_counts_every_row_once(loaded):
+    counts = []
+    generate(loaded.model, loaded.codec, ROWS, 3, counts.append)
+    assert counts == [3, 3, 2]
+
+
+def test_evaluate_keeps_a_prediction_for_every_row(loaded):
+    found = evaluate(loaded.model, loaded.codec, ROWS, "token_f1", batch_size=3)
+    assert [prediction.id for prediction in found] == [row.id for row in ROWS]
+    assert [prediction.prediction for prediction in found] == answers(loaded)
+    assert [prediction.score for prediction in found] == score("token_f1", answers(loaded), ["a"] * len(ROWS))
+
+
+def test_points():
+    assert points([Prediction("1", "", "", value) for value in (1.0, 0.0, 0.5, 0.5)]) == 50.0
+
+
+@pytest.mark.parametrize(
+    ("left", "ids", "mask"),
+    [(True, [[0, 0, 5], [6, 7, 8]], [[0, 0, 1], [1, 1, 1]]), (False, [[5, 0, 0], [6, 7, 8]], [[1, 0, 0], [1, 1, 1]])],
+)
+def test_padding(left, ids, mask):
+    found = _pad([[5], [6, 7, 8]], 0, left=left)
+    assert [tensor.tolist() for tensor in found] == [ids, mask]

@@ -1,0 +1,216 @@
+"""The mixin over TRL's SFTTrainer: plain training untouched, TRL's own counters true, labels on completions only."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+from test_oracles import EVERY_THREE, QUIET, Interleaved, logged, merges
+from trainer_kit import AtStep, adapter, far, load, rows, snippets
+from transformers import AutoTokenizer
+
+import aimmerging
+from aimmerging import Aim, RehearsalSettings
+
+trl = pytest.importorskip("trl", reason="the extra aimmerging[trl] is not installed")
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def dataset(seed, count=16):
+    """Prompt and completion, as TRL's users have them."""
+    return Dataset.from_list([{"prompt": row.input, "completion": " " + row.output} for row in rows(count, seed)])
+
+
+def settings(folder, **changes):
+    """Ten steps of four rows in two micro-batches at a constant rate."""
+    return trl.SFTConfig(
+        output_dir=str(folder),
+        **{
+            "max_steps": 10,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "seed": 3,
+            "data_seed": 3,
+            **changes,
+        },
+    )
+
+
+def sft(folder, out, method=None, *, kind=None, memory=(), data=None, rehearsal=None, **changes):
+    """An SFT trainer over a new model; a continual one where there is a method."""
+    model, _ = load(folder)
+    options = {
+        "model": model,
+        "args": settings(out, **changes),
+        "train_dataset": data or dataset(0),
+        "processing_class": AutoTokenizer.from_pretrained(folder),
+    }
+    if method is None:
+        return trl.SFTTrainer(**options)
+    return (kind or aimmerging.ContinualSFTTrainer)(
+        **options,
+        method=method,
+        memory={"earlier": list(memory)} if memory else {},
+        rehearsal=rehearsal or RehearsalSettings(batch_size=4, micro_batch_size=2, probe_rows=4),
+    )
+
+
+@pytest.fixture(scope="module")
+def earlier(tiny_llama, tmp_path_factory):
+    """Eight memory rows the way docs/trainer.md makes them: from an earlier trainer's tokenised rows."""
+    trainer = sft(tiny_llama, tmp_path_factory.mktemp("sft"), aimmerging.Sequential(), data=dataset(1))
+    return [trainer.train_dataset[place] for place in range(8)]
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_without_a_merge_the_run_is_trls_bit_for_bit(tiny_llama, tmp_path, earlier, bf16):
+    plain = sft(tiny_llama, tmp_path, bf16=bf16)
+    plain.train()
+    ours = sft(tiny_llama, tmp_path, Aim(QUIET), memory=earlier, bf16=bf16)
+    ours.train()
+    assert ours.session.costs.probe_forwards == 10
+    assert ours.session.costs.merges == 0
+    assert logged(ours) == logged(plain)
+    assert far(adapter(ours), adapter(plain)) == 0.0
+
+
+def test_weights_of_one_are_sequential_training_with_the_same_rehearsal(tiny_llama, tmp_path, earlier):
+    merged = sft(tiny_llama, tmp_path, Aim(replace(EVERY_THREE, weights=(1.0, 1.0))), memory=earlier)
+    merged.train()
+    places = {event["step"]: event["rehearsal_steps"] for event in merges(merged)}
+    assert places == {4: 2, 8: 2}
+    sequential = sft(tiny_llama, tmp_path, Interleaved(places), memory=earlier)
+    sequential.train()
+    assert far(adapter(merged), adapter(sequential)) == 0.0
+
+
+def test_trls_own_counters_see_the_task_alone(tiny_llama, tmp_path, earlier):
+    plain = sft(tiny_llama, tmp_path, max_steps=4)
+    plain.train()
+    ours = sft(tiny_llama, tmp_path, Aim(EVERY_THREE), memory=earlier, max_steps=4)
+    ours.train()
+    assert ours.session.costs.memory_updates > 0
+
+    def counted(trainer):
+        return [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
+
+    assert counted(ours) == counted(plain)
+    assert ours._total_train_tokens == plain._total_train_tokens > 0
+
+    def call(session):
+        before = {mode: {name: list(found) for name, found in kept.items()} for mode, kept in ours_metrics().items()}
+        session.probe()
+        session.rehearse(1)
+        after = {mode: {name: list(found) for name, found in kept.items()} for mode, kept in ours_metrics().items()}
+        assert before == after
+
+    method = AtStep(call, step=3)
+    watched = sft(tiny_llama, tmp_path, method, memory=earlier, max_steps=4)
+
+    def ours_metrics():
+        return watched._metrics
+
+    watched.train()
+    assert method.called
+
+
+def test_probe_is_trls_evaluation_loss(tiny_llama, tmp_path, earlier):
+    seen = {}
+
+    def call(session):
+        seen["probe"] = session.probe()
+        seen["evaluation"] = session.trainer.evaluate(Dataset.from_list(earlier))["eval_loss"]
+
+    rehearsal = RehearsalSettings(batch_size=4, micro_batch_size=4, probe_rows=8)
+    sft(
+        tiny_llama,
+        tmp_path,
+        AtStep(call),
+        memory=earlier,
+        rehearsal=rehearsal,
+        max_steps=2,
+        per_device_eval_batch_size=8,
+    ).train()
+    assert seen["probe"] == pytest.approx(seen["evaluation"], rel=1e-5)
+
+
+def test_only_the_completion_is_learned(tiny_llama, earlier):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    for feature, source in zip(earlier, dataset(1), strict=False):
+        ids = [token for token, label in zip(feature["input_ids"], feature["labels"], strict=True) if label != -100]
+        assert tokenizer.decode(ids) == source["completion"] + "</s>"
+        assert [label for label in feature["labels"] if label != -100] == ids
+
+
+def test_chats_go_through_the_tokenizers_template(tiny_llama, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.chat_template = CHATML
+    chats = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": row.input}],
+                "completion": [{"role": "assistant", "content": row.output}],
+            }
+            for row in rows(8, 4)
+        ]
+    )
+    model, _ = load(tiny_llama)
+    trainer = aimmerging.ContinualSFTTrainer(
+        model=model,
+        args=settings(tmp_path, max_steps=4),
+        train_dataset=chats,
+        processing_class=tokenizer,
+        method=Aim(EVERY_THREE),
+        memory={"earlier": []},
+    )
+    row = trainer.train_dataset[0]
+    assert "<|user|>" in tokenizer.decode(row["input_ids"])
+    learned = tokenizer.decode([label for label in row["labels"] if label != -100])
+    assert learned == chats[0]["completion"][0]["content"] + "</s>"
+    trainer.train()
+    assert trainer.session.costs.merges == 0
+
+
+def test_activation_checkpointing_changes_nothing(tiny_llama, tmp_path, earlier):
+    """TRL's default; rehearsal has to go through it as well."""
+    runs = []
+    for checkpointing in (False, True):
+        trainer = sft(
+            tiny_llama,
+            tmp_path,
+            Aim(EVERY_THREE),
+            memory=earlier,
+            max_steps=4,
+            activation_checkpointing=checkpointing,
+        )
+        trainer.train()
+        assert trainer.session.costs.merges == 1
+        runs.append(adapter(trainer))
+    assert far(*runs) < 1e-6
+    assert all(torch.isfinite(value).all() for value in runs[0].values())
+
+
+def test_the_documented_script_runs(tiny_llama, tmp_path):
+    model, codec = load(tiny_llama)
+    names = {
+        "model": model,
+        "tokenizer": codec.tokenizer,
+        "arguments": settings(tmp_path, max_steps=9),
+        "datasets": {name: dataset(seed, count=20) for seed, name in enumerate("ab")},
+    }
+    exec(snippets()[1], names)
+    assert {name: len(kept) for name, kept in names["memory"].items()} == {"a": 2, "b": 2}
+    assert names["trainer"].session.costs.merges > 0
