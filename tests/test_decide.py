@@ -174,7 +174,7 @@ def test_learning_rates_change_the_default_signal(tmp_path):
         ({"config": {"interval": 8.5}}, "config.interval is 8.5"),
         ({"config": {"interval": 0}}, "interval is 0; it must be 1 or more"),
         ({"config": {"adaptive": 1}}, "config.adaptive is 1"),
-        ({"config": {"threshold_factor": math.nan}}, "threshold_factor is nan"),
+        ({"config": {"threshold_factor": math.nan}}, "it must be finite"),
         ({"config": {"weights": "half"}}, "config.weights is 'half'"),
         ({"config": {"weights": [0.5]}}, "config.weights is [0.5]"),
         ({"config": {"interval_rule": "ration"}}, "config.interval_rule is 'ration'"),

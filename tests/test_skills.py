@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from aimmerging.benchmarks import language
-from aimmerging.benchmarks.lessons import LESSONS, lessons
+from aimmerging.benchmarks.lessons import LESSONS, draw
 from aimmerging.benchmarks.skills import INSTRUCTIONS, LABELS, task_stream
 
 STREAM = task_stream(0)
@@ -64,7 +64,7 @@ def test_a_word_belongs_to_one_group_only() -> None:
 
 
 def test_lessons_hold_no_instruction_and_no_test_sentence() -> None:
-    prompts = [prompt for prompt, _ in (pair for pair, _ in zip(lessons(Random("check")), range(5000), strict=False))]
+    prompts = [prompt for prompt, _ in (pair for pair, _ in zip(draw(Random("check")), range(5000), strict=False))]
     assert not [prompt for prompt in prompts if any(prompt.startswith(words) for words in INSTRUCTIONS.values())]
     assert not {row.input for task in STREAM for row in task.test} & set(prompts)
 
@@ -76,7 +76,7 @@ def test_lessons_never_name_the_class_of_a_deciding_word() -> None:
         for label, group in table.items()
         for word in group
     }
-    for prompt, answer in (pair for pair, _ in zip(lessons(Random("check")), range(20_000), strict=False)):
+    for prompt, answer in (pair for pair, _ in zip(draw(Random("check")), range(20_000), strict=False)):
         if not prompt.startswith("fill the gap"):
             words = f"{prompt} {answer}".replace(",", "").replace(":", "").split()
             assert not [word for word in words if deciding.get(word) in words], (prompt, answer)

@@ -290,6 +290,30 @@ def compare(
 
 
 @app.command()
+def prepare(
+    benchmark: Annotated[str, typer.Argument(help="standard_cl, long_sequence, superni or trace.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    source: Annotated[Path | None, typer.Option("--from", help="Local files instead of the original sources.")] = None,
+    preset: Annotated[str, typer.Option(help="aim: 1,000 train rows a task; olora: 1,000 a class.")] = "aim",
+    labels: Annotated[str, typer.Option(help="SuperNI's labels: original, or aim (shortened).")] = "original",
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling and carving.")] = 0,
+    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Leave leaking rows out of train.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a benchmark: splits without leaks, a manifest, a configuration for each task order."""
+    from aimmerging.benchmarks.prepare import prepare as build
+    from aimmerging.tables import show_manifest
+
+    options = {"preset": preset, "labels": labels, "seed": seed, "allow_overlap": allow_overlap}
+    with _progress() as progress:
+        manifest = build(benchmark, out, source=source, progress=progress, **options)
+    if as_json:
+        _print_json(manifest)
+    else:
+        show_manifest(manifest, out)
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="Would this run?", metavar="CONFIG.yaml")] = None,
     overrides: SetOption = None,

@@ -64,7 +64,6 @@ def demo(out: Path, *, seed: int, methods: Sequence[str], base: str, workers: in
         raise ConfigError(f"unknown base {base!r}{did_you_mean(base, BASES)}; allowed: {', '.join(BASES)}")
     configs = {name: _config(name, seed, base, out) for name in (*REFERENCES, *methods)}
     with rundir.locked(out):
-        sources.base_folder(configs["single_task"].model, progress)
         return _compare(out, configs, methods, workers, progress)
 
 
@@ -73,6 +72,7 @@ def _compare(
 ) -> Demo:
     """Run every configuration in a directory of its own, then write summary and page."""
     started = time.perf_counter()
+    sources.base_folder(configs["single_task"].model, progress)
     cells = {name: Cell(name, config, out / name.replace(":", "-")) for name, config in configs.items()}
     # the references first: a method's forward transfer is read off the finished single-task run
     run_cells([cells[name] for name in REFERENCES], workers, progress)

@@ -64,13 +64,13 @@ def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
     return Quiz.of(load_task(TaskSource(name=name, path=path, metric=metric, carve_validation=0), seed=0), "test")
 
 
-def score_run(run: Path, quiz: Quiz | None, progress: Progress) -> dict[str, Any]:
+def score_run(run: Path, other: Quiz | None, progress: Progress) -> dict[str, Any]:
     """Score the last adapter on every learned task, or on another one; nothing is written.
 
     Returns:
         {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
     """
-    quizzes = Quiz.saved(rundir.committed_stages(run)) if quiz is None else [quiz]
+    quizzes = Quiz.saved(rundir.committed_stages(run)) if other is None else [other]
     config, loaded, stage = load_learned(run, progress)
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:

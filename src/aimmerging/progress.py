@@ -18,7 +18,7 @@ class Progress:
 
 
 def quiet_libraries() -> None:
-    """Silence the bars and notices of transformers, whose place this progress takes, and one deprecation inside PEFT."""
+    """Silence transformers, whose bars this progress replaces, and one deprecation inside PEFT."""
     import warnings
 
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error

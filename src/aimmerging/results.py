@@ -31,9 +31,12 @@ COSTS = {
     "memory_rows": "rehearsal rows",
     "probe_rows": "probe rows",
     "merges": "merges",
+    "kept_rows": "rows kept",
     "training_seconds": "training seconds",
 }
 """Counted and measured work of a run, with the words for it; seconds leave evaluation out."""
+_OWN = ("kept_rows", "training_seconds")
+"""Costs that are made here and not in the run."""
 _TRAINING = ("task_seconds", "probe_seconds", "rehearsal_seconds", "fusion_seconds")
 
 Values = dict[str, float | None]
@@ -91,7 +94,7 @@ class Results:
         protocol: its name, or None.
         departures: from the protocol, one sentence each.
         flags: what a reader must know before believing a number.
-        measures: by method, its estimate of each measure; a measure that no run has is missing.
+        measures: by method, its estimate of each measure; a measure that one of its runs lacks is missing.
         costs: by method, its estimate of each cost.
         references: level of each reference: OP, or of single-task adapters the mean of their own scores.
         comparisons: the declared ones, of OP.
@@ -177,8 +180,8 @@ def read_run(place: "Place", path: Path, *, recompute: bool = False) -> Run:
         matrix=tuple(tuple(row) for row in scores["matrix"]),
         own=own,
         rows={name: _row_scores(_predictions(last[name], names, name)) for name in names},
-        costs={key: float(costs[key]) for key in COSTS if key != "training_seconds"}
-        | {"training_seconds": sum(float(costs[key]) for key in _TRAINING)},
+        costs={key: float(costs[key]) for key in COSTS if key not in _OWN}
+        | {"kept_rows": float(spent.kept), "training_seconds": sum(float(costs[key]) for key in _TRAINING)},
         spent=spent,
         data=rundir.learned_tasks(path),
     )
@@ -299,9 +302,9 @@ def _op(run: Run) -> float | None:
 
 
 def _estimates(names: Iterable[str], runs: Sequence[Mapping[str, float | None]]) -> dict[str, Estimate]:
-    """Estimate of each quantity over the runs that have it."""
+    """Estimate of each quantity that every run has; a mean over some of them would be another quantity."""
     found = {name: [value for run in runs if (value := run[name]) is not None] for name in names}
-    return {name: estimate(known) for name, known in found.items() if known}
+    return {name: estimate(known) for name, known in found.items() if len(known) == len(runs)}
 
 
 def _paired(runs: Sequence[Run], method: str, baseline: str) -> dict[str, list[RunDifference]]:
@@ -314,7 +317,8 @@ def _paired(runs: Sequence[Run], method: str, baseline: str) -> dict[str, list[R
 
     others = {(run.order, run.seed): run for run in runs if run.method == baseline}
     pairs: dict[str, list[RunDifference]] = {}
-    for run in runs:
+    # sorted, so that the draws do not depend on how the specification lists them
+    for run in sorted(runs, key=lambda run: (str(run.order), run.seed)):
         other = others.get((run.order, run.seed))
         if run.method != method or other is None:
             continue

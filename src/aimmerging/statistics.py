@@ -175,9 +175,9 @@ def smallest_detectable(differences: Sequence[float]) -> float | None:
         differences: one a pair of runs, points.
 
     Returns:
-        points; None with fewer than two runs.
+        points; None with fewer than two runs, or where they all differ by the same, which says nothing of their spread.
     """
-    if len(differences) < 2:
+    if len(set(differences)) < 2:
         return None
     from statsmodels.stats.power import TTestPower
 

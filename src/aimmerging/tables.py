@@ -1,5 +1,6 @@
 """Tables in the terminal."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,7 +17,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasi
     """Print a table; numbers stand right, `emphasise` is the first cell of a row to make bold."""
     table = Table()
     for place, column in enumerate(columns):
-        words = place == 0 or column in ("why", "policy", "definition", "version")
+        words = place == 0 or column in ("why", "policy", "definition", "version", "overlaps", "licence")
         table.add_column(escape(column), justify="left" if words else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row), style="bold" if row[0] == emphasise else None)
@@ -93,3 +94,20 @@ def show_findings(findings: dict[str, Any]) -> None:
 
 def _points(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
+
+
+def show_manifest(manifest: dict[str, Any], out: Path) -> None:
+    """Print what `prepare` built: rows, what was left out, overlaps it saw."""
+    rows = [
+        [
+            name,
+            *(str(task[split]["rows"]) for split in ("train", "validation", "test")),
+            str(sum(count for reasons in task["dropped"].values() for count in reasons.values())),
+            ", ".join(f"{pair} {count}" for pair, count in task["overlaps"].items() if count) or "none",
+            task["licence"],
+        ]
+        for name, task in manifest["tasks"].items()
+    ]
+    title = f"{manifest['benchmark']}, preset {manifest['preset']}, seed {manifest['seed']}"
+    show_table(title, ["task", "train", "validation", "test", "dropped rows", "overlaps", "licence"], rows)
+    Console().print(f"Written to {out}; configurations of the task orders in {out / 'orders'}", markup=False)

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +18,12 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from aimmerging.benchmarks import language
-from aimmerging.benchmarks import lessons as curriculum
-from aimmerging.benchmarks.lessons import Lesson, lessons
+from aimmerging.benchmarks import language, lessons, skills
+from aimmerging.benchmarks.lessons import Lesson
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
 Family = Literal["t5", "llama"]
 Progress = Callable[[int, int], None]
@@ -91,7 +91,7 @@ def _fingerprint(family: Family, recipe: Recipe) -> str:
     import torch
     import transformers
 
-    sources = [inspect.getsource(module) for module in (language, curriculum, inspect.getmodule(ensure))]
+    sources = [inspect.getsource(module) for module in (language, lessons, skills, sys.modules[__name__])]
     made_of = [family, asdict(recipe), torch.__version__, transformers.__version__, *sources]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
 
@@ -124,7 +124,7 @@ def _own_randomness() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _tokenizer(family: Family, recipe: Recipe) -> "PreTrainedTokenizerFast":
+def _tokenizer(family: Family, recipe: Recipe) -> Any:
     """Train a byte-level BPE on lessons; words of the language become one token, any other text falls into bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -146,25 +146,26 @@ def _tokenizer(family: Family, recipe: Recipe) -> "PreTrainedTokenizerFast":
 
 
 def _text(recipe: Recipe) -> Iterator[str]:
-    """Yield text for the tokenizer: lessons, and all words that the tasks answer with."""
-    from aimmerging.benchmarks.skills import INSTRUCTIONS, LABELS
+    """Yield text for the tokenizer: lessons, and the bare instructions and labels of the tasks to make them words too.
 
-    rare = [*INSTRUCTIONS.values(), *(label for labels in LABELS.values() for label in labels)]
-    for _ in range(20):
-        yield from rare
-    for prompt, answer in islice(lessons(Random(f"tokenizer/{recipe.seed}")), 20_000):
+    The model itself trains on lessons alone, which hold neither instructions nor labels of sentences.
+    """
+    labels = [label for labels in skills.LABELS.values() for label in labels]
+    yield from 20 * [*skills.INSTRUCTIONS.values(), *labels]
+    for prompt, answer in islice(lessons.draw(Random(f"tokenizer/{recipe.seed}")), 20_000):
         yield f"{prompt} {answer}"
 
 
-def _model(family: Family, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
-    """Return an untrained model of the family, of 0.7 to 1 million parameters."""
+def _model(family: Family, tokenizer: Any) -> "PreTrainedModel":
+    """Return an untrained model of the family, of about 0.7 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     if family == "t5":
         config = T5Config(
             vocab_size=len(tokenizer), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_decoder_layers=1, num_heads=4,
-            dropout_rate=0.0, feed_forward_proj="gated-gelu", decoder_start_token_id=tokenizer.pad_token_id, **ids,
+            dropout_rate=0.0, feed_forward_proj="gated-gelu",
+            **ids | {"decoder_start_token_id": tokenizer.pad_token_id},
         )  # fmt: skip
         return T5ForConditionalGeneration(config)
     config = LlamaConfig(
@@ -175,11 +176,9 @@ def _model(family: Family, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedM
     return LlamaForCausalLM(config)
 
 
-def _batches(
-    family: Family, recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", random: Random
-) -> Iterator[dict[str, "torch.Tensor"]]:
+def _batches(family: Family, recipe: Recipe, tokenizer: Any, random: Random) -> Iterator[dict[str, "torch.Tensor"]]:
     """Yield padded batches without end; rows of like length share one, which saves most of the padding."""
-    source = lessons(random)
+    source = lessons.draw(random)
     encode = _encode_pairs if family == "t5" else _encode_causal
     while True:
         rows = encode(tokenizer, list(islice(source, recipe.batch_size * recipe.bucket)))
@@ -189,14 +188,14 @@ def _batches(
         yield from (_pad(batch, tokenizer) for batch in batches)
 
 
-def _encode_pairs(tokenizer: "PreTrainedTokenizerFast", rows: list[Lesson]) -> list[dict[str, list[int]]]:
+def _encode_pairs(tokenizer: Any, rows: list[Lesson]) -> list[dict[str, list[int]]]:
     """Encode prompts for the encoder and answers for the decoder."""
     prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
     answers = tokenizer([answer for _, answer in rows])["input_ids"]
     return [{"input_ids": prompt, "labels": answer} for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def _encode_causal(tokenizer: "PreTrainedTokenizerFast", rows: list[Lesson]) -> list[dict[str, list[int]]]:
+def _encode_causal(tokenizer: Any, rows: list[Lesson]) -> list[dict[str, list[int]]]:
     """Encode each prompt with its answer behind it; only the answer and the end carry loss."""
     encoded = []
     for pair in _encode_pairs(tokenizer, rows):
@@ -205,7 +204,7 @@ def _encode_causal(tokenizer: "PreTrainedTokenizerFast", rows: list[Lesson]) -> 
     return encoded
 
 
-def _pad(rows: list[dict[str, list[int]]], tokenizer: "PreTrainedTokenizerFast") -> dict[str, "torch.Tensor"]:
+def _pad(rows: list[dict[str, list[int]]], tokenizer: Any) -> dict[str, "torch.Tensor"]:
     """Stack rows, padded on the right: `input_ids`, `attention_mask` and `labels`, each (rows, length)."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -214,7 +213,7 @@ def _pad(rows: list[dict[str, list[int]]], tokenizer: "PreTrainedTokenizerFast")
         return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=filler)
 
     ids = stack("input_ids", tokenizer.pad_token_id)
-    mask = (ids != tokenizer.pad_token_id).long()
+    mask = ids.ne(tokenizer.pad_token_id).long()
     return {"input_ids": ids, "attention_mask": mask, "labels": stack("labels", _IGNORED)}
 
 

@@ -82,45 +82,11 @@ OPPOSITES = (
     "bright dark",
 )  # fmt: skip
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_THINGS = tuple(
-    [
-        "soup",
-        "room",
-        "film",
-        "novel",
-        "lounge",
-        "garden",
-        "museum",
-        "waiter",
-        "menu",
-        "show",
-        "service",
-        "view",
-        "bakery",
-        "gallery",
-    ]
-)
-_PEOPLE = tuple(
-    [
-        "anna",
-        "boris",
-        "clara",
-        "david",
-        "elena",
-        "felix",
-        "greta",
-        "henry",
-        "irene",
-        "jonas",
-        "karin",
-        "louis",
-        "marta",
-        "nils",
-    ]
-)
-_DEEDS = tuple(
-    ["found", "noticed", "described", "left", "mentioned", "praised", "visited", "followed", "reached", "joined"]
-)
+FILLERS = _words({
+    "thing": "soup room film novel lounge garden museum waiter menu show service view bakery gallery",
+    "person": "anna boris clara david elena felix greta henry irene jonas karin louis marta nils",
+    "deed": "found noticed described left mentioned praised visited followed reached joined",
+})  # fmt: skip
 
 
 def _review(random: Random) -> Sentence:
@@ -128,7 +94,7 @@ def _review(random: Random) -> Sentence:
     verdict = random.choice(("good", "bad", "mixed"))
     moods = [verdict] * 2 if verdict != "mixed" else random.sample(("good", "bad"), 2)
     first, second = (random.choice(JUDGEMENTS[mood]) for mood in moods)
-    thing, other = random.sample(_THINGS, 2)
+    thing, other = random.sample(FILLERS["thing"], 2)
     join = "but" if verdict == "mixed" and random.random() < 0.5 else "and"
     shape = random.choice((
         "the {a} was {x} {j} the {b} was {y}.",
@@ -136,7 +102,7 @@ def _review(random: Random) -> Sentence:
         "{p} called the {a} {x} {j} the {b} {y}.",
         "{x} {a}, {j} {y} {b} too.",
     ))  # fmt: skip
-    text = shape.format(a=thing, b=other, x=first, y=second, j=join, p=random.choice(_PEOPLE))
+    text = shape.format(a=thing, b=other, x=first, y=second, j=join, p=random.choice(FILLERS["person"]))
     return Sentence(text, {"sentiment": verdict})
 
 
@@ -151,7 +117,7 @@ def _request(random: Random) -> Sentence:
         "could you see to the {x} {w} and the {y} later?",
     ))  # fmt: skip
     when = random.choice(("today", "tonight", "at noon", "tomorrow", "on friday", "this evening", "soon", "right now"))
-    return Sentence(shape.format(x=thing, y=other, p=random.choice(_PEOPLE), w=when), {"intent": wish})
+    return Sentence(shape.format(x=thing, y=other, p=random.choice(FILLERS["person"]), w=when), {"intent": wish})
 
 
 def _report(random: Random) -> Sentence:
@@ -165,7 +131,9 @@ def _report(random: Random) -> Sentence:
         "when the {a} {d} the {b}, {x} {p} grew {y}.",
         "{x} {p} said the {a} {d} the {b} and felt {y}.",
     ))  # fmt: skip
-    text = shape.format(a=thing, b=other, x=first, y=second, p=random.choice(_PEOPLE), d=random.choice(_DEEDS))
+    text = shape.format(
+        a=thing, b=other, x=first, y=second, p=random.choice(FILLERS["person"]), d=random.choice(FILLERS["deed"])
+    )
     return Sentence(text, {"topic": subject, "emotion": feeling})
 
 
@@ -181,15 +149,20 @@ def _inquiry(random: Random) -> Sentence:
         "tell me {q} {d} the {a} for {p}.",
     ))  # fmt: skip
     text = shape.format(
-        a=thing, b=other, q=random.choice(ASKING[wanted]), p=random.choice(_PEOPLE), d=random.choice(_DEEDS)
+        a=thing,
+        b=other,
+        q=random.choice(ASKING[wanted]),
+        p=random.choice(FILLERS["person"]),
+        d=random.choice(FILLERS["deed"]),
     )
     return Sentence(text, {"question": wanted})
 
 
-SENTENCES: tuple[Callable[[Random], Sentence], ...] = (_review, _request, _report, _inquiry)
-
-
-def sentence_about(facet: str, random: Random) -> Sentence:
-    """Return a sentence of the kind that has `facet`."""
-    kind = {"sentiment": _review, "intent": _request, "topic": _report, "emotion": _report, "question": _inquiry}
-    return kind[facet](random)
+SENTENCES: dict[str, Callable[[Random], Sentence]] = {
+    "sentiment": _review,
+    "intent": _request,
+    "topic": _report,
+    "emotion": _report,
+    "question": _inquiry,
+}
+"""For each facet, how to make a sentence that has it."""

@@ -47,7 +47,7 @@ def _opposite(random: Random) -> Lesson:
 
 def _gap(random: Random) -> Lesson:
     """Restore a word of an unlabelled sentence."""
-    words = random.choice(SENTENCES)(random).text.split()
+    words = random.choice(tuple(SENTENCES.values()))(random).text.split()
     place = random.randrange(len(words))
     answer = words[place].strip(".,?") or words[place]
     words[place] = words[place].replace(answer, _GAP)
@@ -91,7 +91,7 @@ LESSONS: dict[Callable[[Random], Lesson], int] = {
 }  # fmt: skip
 
 
-def lessons(random: Random) -> Iterator[Lesson]:
+def draw(random: Random) -> Iterator[Lesson]:
     """Yield pairs of prompt and answer without end, lessons drawn by their weight in :data:`LESSONS`."""
     kinds, weights = tuple(LESSONS), tuple(LESSONS.values())
     while True:

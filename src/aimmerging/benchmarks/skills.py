@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from aimmerging.benchmarks.language import ASKING, FEELINGS, SUBJECTS, WISHES, sentence_about
+from aimmerging.benchmarks.language import ASKING, FEELINGS, SENTENCES, SUBJECTS, WISHES
 from aimmerging.tasks import Row, Task, TaskStream
 
 LABELS = {
@@ -52,7 +52,7 @@ def _rows(name: str, random: Random) -> Iterator[tuple[str, str]]:
     """Yield unlimited different prompts of a task, each with its label."""
     seen: set[str] = set()
     while True:
-        sentence = sentence_about(name, random)
+        sentence = SENTENCES[name](random)
         if sentence.text not in seen:
             seen.add(sentence.text)
             yield f"{INSTRUCTIONS[name]} {sentence.text}", sentence.facets[name]
