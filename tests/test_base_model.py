@@ -1,6 +1,5 @@
 """The base model is built once, completely or not at all, and leaves the caller's random state alone."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from aimmerging.benchmarks import base_model
 from aimmerging.benchmarks.skills import LABELS, task_stream
+from aimmerging.errors import ModelError
 
 CLASSES = {"t5": AutoModelForSeq2SeqLM, "llama": AutoModelForCausalLM}
 
@@ -111,7 +111,12 @@ def test_a_build_is_reproducible_and_keeps_the_callers_random_state_and_threads(
 def test_the_cache_is_named_by_the_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("AIMMERGING_CACHE", str(tmp_path / "here"))
     assert base_model.ensure(steps=2).parent == tmp_path / "here"
-    assert os.listdir(tmp_path) == ["here"]
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_to_cure(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="AIMMERGING_CACHE"):
+        base_model.ensure(cache=tmp_path / "file" / "cache", steps=2)
 
 
 def test_causal_rows_carry_loss_on_answer_and_end_only(cache) -> None:
@@ -126,7 +131,7 @@ def test_causal_rows_carry_loss_on_answer_and_end_only(cache) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_a_short_training_already_learns(family, cache) -> None:
-    """After 150 steps the counting lesson is known; an untrained model answers noise."""
+    """After 150 steps the order of numbers is known; an untrained model answers noise."""
     folder = base_model.ensure(family, cache=cache, steps=150)
     model, tokenizer = CLASSES[family].from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(["after two three:"], return_tensors="pt")

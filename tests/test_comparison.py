@@ -2,7 +2,6 @@ import csv
 import gc
 import io
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import command, refused
 from test_report import _Page
 
-from aimmerging import comparison, demo, rundir
-from aimmerging.comparison import FAILED, Place, compare, load_spec, parse_spec, plan, recompute
-from aimmerging.config import resolve
-from aimmerging.errors import ConfigError, RunDirectoryError
+from aimmerging import comparison, rundir
+from aimmerging.comparison import FAILED, compare, parse_spec, recompute
+from aimmerging.errors import RunDirectoryError
 from aimmerging.run import run
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_skills.yaml"
 TASKS = {"alpha": "aab", "beta": "ccb"}
 """Name and answers, in turn: what a random model learns in a dozen steps is the most frequent one."""
 
@@ -117,107 +115,6 @@ def write(path, rows):
 def tables_of(out, but=("costs.csv", "runs.csv", "tables.md", "tables.tex")):
     """Text of each table without measured seconds."""
     return {path.name: path.read_text() for path in sorted((out / "tables").iterdir()) if path.name not in but}
-
-
-# --- the specification -----------------------------------------------------------------------------------------------
-
-
-def refused(**values):
-    with pytest.raises(ConfigError) as caught:
-        parse_spec({"methods": ["sequential", "aim"], "baseline": "aim", "config": {"benchmark": "skills"}, **values})
-    return str(caught.value)
-
-
-def test_short_and_long_forms_of_a_method():
-    spec = parse_spec(
-        {
-            "methods": ["replay", "aim:reference", {"name": "mine", "method": "aim", "set": {"lora": {"rank": 4}}}],
-            "baseline": "replay",
-            "config": {"benchmark": "skills"},
-        }
-    )
-    assert [(m.name, m.method, m.preset) for m in spec.methods] == [
-        ("replay", "replay", "default"),
-        ("aim:reference", "aim", "reference"),
-        ("mine", "aim", "default"),
-    ]
-    assert spec.pairs == [("aim:reference", "replay"), ("mine", "replay")]
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"methos": []}, "unknown key 'methos' (did you mean 'methods'?)"),
-        ({"methods": [{"method": "aim", "pre": "paper"}]}, "(did you mean 'methods.0.preset'?)"),
-        ({"methods": []}, "methods is []"),
-        ({"methods": ["ami", "aim"]}, "unknown method 'ami' (did you mean 'aim'?)"),
-        ({"methods": ["aim", "multi_task"]}, "unknown method 'multi_task'"),
-        ({"methods": ["aim", "aim"]}, "the method 'aim' occurs twice"),
-        (
-            {"methods": ["aim:paper", {"name": "aim-paper", "method": "aim"}], "baseline": "aim:paper"},
-            "folder of method",
-        ),
-        ({"methods": [{"name": "../aim", "method": "aim"}]}, "methods.0.name is '../aim'"),
-        ({"baseline": "replay"}, "unknown method to compare 'replay'"),
-        ({"baseline": None}, "nothing to compare with"),
-        ({"comparisons": [["aim", "aim"]]}, "compared with itself"),
-        ({"comparisons": [["aim", "sequential"]] * 2}, "occurs twice"),
-        ({"seeds": [0, 0]}, "the seed 0 occurs twice"),
-        ({"seeds": [-1]}, "seeds.0 is -1"),
-        ({"protocol": "papers"}, "protocol is 'papers'"),
-        ({"config": {"benchmark": "skills", "seed": 3}}, "config: seed is not set here"),
-        ({"config": {"benchmark": "skills", "trainin": {}}}, "unknown key 'trainin' (did you mean 'training'?)"),
-        ({"methods": [{"method": "aim", "set": {"tasks": []}}]}, "set of aim: tasks is not set here"),
-        (
-            {"methods": [{"method": "aim", "set": {"training": {"epochs": 0}}}]},
-            "method 'aim': configuration: training.epochs",
-        ),
-    ],
-)
-def test_mistakes_are_named(values, said):
-    assert said in refused(**values)
-
-
-def test_all_mistakes_come_at_once():
-    message = refused(methods=["ami"], seeds=[1, 1], config={"seed": 3})
-    assert message.startswith("4 problems")
-
-
-@pytest.mark.parametrize(
-    ("orders", "said"),
-    [
-        ({"a": ["sentiment", "intnt"]}, "unknown task 'intnt' (did you mean 'intent'?)"),
-        ({"a": ["sentiment", "intent"], "b": ["topic", "intent"]}, "do not hold the same tasks"),
-        ({"a": ["sentiment", "sentiment"]}, "none twice"),
-    ],
-)
-def test_orders_hold_the_tasks_there_are(orders, said, tmp_path):
-    values = {"methods": ["aim"], "config": {"benchmark": "skills"}, "orders": orders}
-    with pytest.raises(ConfigError, match=re.escape(said)):
-        plan(parse_spec(values), tmp_path, Path())
-
-
-def test_the_example_is_the_demos_setting():
-    spec = load_spec(EXAMPLE)
-    assert {method.name for method in spec.methods} == set(demo.METHODS_SHOWN)
-    assert (len(spec.orders), len(spec.seeds), spec.protocol) == (2, 2, "matched")
-    cells = plan(spec, Path("out"), EXAMPLE.parent)
-    assert len(cells) == 3 * 2 * 2 + 2 * 2
-    for place, cell in cells.items():
-        own = {"method": place.method, "seed": place.seed, "order": cell.config.order, "protocol": "matched"}
-        assert cell.config == resolve({**demo.SETTINGS, **own})
-
-
-def test_pairs_differ_in_their_method_alone(tmp_path):
-    spec = parse_spec(
-        {"methods": ["replay", "aim"], "baseline": "replay", "seeds": [0, 7], "config": {"benchmark": "skills"}}
-    )
-    cells = plan(spec, tmp_path, Path())
-    for seed in (0, 7):
-        left, right = cells[Place("replay", "given", seed)].config, cells[Place("aim", "given", seed)].config
-        assert left.model_copy(update={"method": "aim"}) == right
-        assert left.seed == seed
-    assert len({cell.out for cell in cells.values()}) == len({cell.name for cell in cells.values()}) == len(cells)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -403,7 +300,47 @@ def test_latex_is_booktabs_with_everything_escaped(done):
         assert "_" not in line.replace(r"\_", "")
         assert "%" not in line.replace(r"\%", "")
     widths = {line.count(" & ") for line in body if line.endswith(r"\\")}
-    assert widths <= {4, 5, 7}
+    assert widths <= {4, 5, 8}
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file_of(done, tmp_path):
+    """The specification as a file beside its tasks."""
+    spec, base, _ = done
+    path = base / f"{tmp_path.name}.yaml"
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+    return path
+
+
+def test_the_command_prints_tables_or_json(done, file_of):
+    _, _, out = done
+    shown = command("compare", file_of, "--out", out, "--recompute").out
+    for words in ("Scores after the last task", "Differences of OP", "Protocol matched", "report.html"):
+        assert words in shown
+    found = command("compare", file_of, "--out", out, "--recompute", "--json").json
+    assert [each["method"] for each in found["comparisons"]] == ["sequential", "aim"]
+    assert (found["failed"], found["unfinished"]) == ({}, [])
+
+
+def test_what_is_missing_gives_exit_code_one(copied, file_of):
+    _, _, out = copied
+    shutil.rmtree(out / "cells" / "aim" / "back" / "seed-0")
+    rundir.write_json(out / "references" / "single_task" / "seed-0" / FAILED, {"schema_version": 1, "message": "old"})
+    shown = command("compare", file_of, "--out", out, "--recompute", code=1).out
+    assert "not finished: aim/back/0" in shown
+    assert "failed:" not in shown  # what failed and was finished afterwards did not fail
+
+
+def test_mistakes_at_the_command_line(file_of, tmp_path):
+    assert "give --out DIR" in refused("compare", file_of)
+    assert "unknown engine 'rai' (did you mean 'ray'?)" in refused(
+        "compare", file_of, "--out", tmp_path, "--engine", "rai"
+    )
+    assert "run the comparison first" in refused("compare", file_of, "--out", tmp_path / "no", "--recompute")
+    assert "cannot be read" in refused("compare", tmp_path / "no.yaml")
 
 
 # --- real processes --------------------------------------------------------------------------------------------------
@@ -413,7 +350,7 @@ def test_latex_is_booktabs_with_everything_escaped(done):
 def fewer(done, tmp_path):
     """A part of the finished comparison: (specification, base, its tables)."""
     spec, base, out = done
-    part = spec.model_copy(update={"seeds": [0], "references": []})
+    part = spec.model_copy(update={"seeds": [0], "orders": {"there": spec.orders["there"]}, "references": []})
     shutil.copytree(out / "cells", tmp_path / "uninterrupted" / "cells")
     compare(part, tmp_path / "uninterrupted", base=base)
     return part, base, tables_of(tmp_path / "uninterrupted")
@@ -428,7 +365,7 @@ def test_survives_being_killed_half_way(fewer, tmp_path):
     line = [sys.executable, "-m", "aimmerging", *words]
     started = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(list(out.rglob("COMMITTED"))) < 3:
+    while len(list(out.rglob("COMMITTED"))) < 2:
         assert started.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -439,39 +376,39 @@ def test_survives_being_killed_half_way(fewer, tmp_path):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.02)
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("COMMITTED")}
-    assert 3 <= len(kept) < 12
+    assert 2 <= len(kept) < 6
     finished = subprocess.run(line, capture_output=True, encoding="utf-8", check=False)
     assert finished.returncode == 0, finished.stderr
     assert "aim - replay" in finished.stdout
-    assert len(list(out.rglob("COMMITTED"))) == 12
+    assert len(list(out.rglob("COMMITTED"))) == 6
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert tables_of(out) == tables
 
 
-@pytest.mark.slow
-def test_ray_gives_the_same_tables(fewer, tmp_path):
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of one core."""
     ray = pytest.importorskip("ray")
-    spec, base, tables = fewer
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        outcome = compare(spec, tmp_path / "ray", base=base, engine="ray")
-    finally:
-        ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_tables(cluster, fewer, tmp_path):
+    spec, base, tables = fewer
+    outcome = compare(spec, tmp_path / "ray", base=base, engine="ray")
     assert not outcome.failed
     assert not outcome.unfinished
     assert tables_of(tmp_path / "ray") == tables
 
 
 @pytest.mark.slow
-def test_ray_lists_what_failed_with_its_own_error(fewer, tmp_path):
-    ray = pytest.importorskip("ray")
-    spec, base, _ = fewer
-    broken = spec.model_copy(update={"config": {**spec.config, "model": {"name": "nowhere"}}, "orders": {}})
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        outcome = compare(broken, tmp_path / "ray", base=base, engine="ray")
-    finally:
-        ray.shutdown()
+def test_ray_lists_what_failed_with_its_own_error(cluster, done, tmp_path):
+    spec, base, _ = done
+    config = {**spec.config, "model": {"name": "nowhere"}}
+    alone = {"methods": spec.methods[:1], "orders": {}, "seeds": [0], "references": [], "baseline": None}
+    outcome = compare(spec.model_copy(update={**alone, "config": config}), tmp_path, base=base, engine="ray")
     assert outcome.results is None
-    assert len(outcome.failed) == 3
-    assert all("ModelError: model 'nowhere' cannot be loaded" in message for message in outcome.failed.values())
+    assert list(outcome.failed) == ["sequential/given/0"]
+    assert "ModelError: model 'nowhere' cannot be loaded" in outcome.failed["sequential/given/0"]

@@ -23,9 +23,9 @@ from aimmerging.errors import ConfigError, SignalError
 Phase = Literal["collect", "threshold", "quiet", "hit", "forced"]
 
 EARLY_HITS = 3
-"""Hits that merge before the planned step (§3b rule 3)."""
+"""Hits that merge before the planned step."""
 COLLECT_SHARE = 2 / 3
-"""Share of the interval over which the threshold is collected (§3, both presets)."""
+"""Share of the interval over which the threshold is collected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,13 @@ class ControllerConfig:
         threshold_factor: how far above its window the memory loss must rise to be a hit, see `threshold_rule`.
         cold_start: merges before the interval may adapt.
         min_interval: S_min. `default` does not go under 4, because every merge pays for a snapshot and a threshold.
-        max_interval: S_max. `default` caps it at 16: uncapped, S ran to 128 in tasks of 252 steps and lost 4.6 points
-            of OP on the `skills` prototype.
+        max_interval: S_max. `default` caps it at 16: uncapped, S ran to 128 in tasks of 252 steps.
         adaptive: False keeps S and M as they start (fixed-interval replay with fusion).
         interval_rule: how Λ sets the next S. `ratio`: the released code, Λ against the last one. `trend`: the paper's
-            text, the share of rises in a window. `smoothed`: ours, because `ratio` has no dead band and adds 1 to every
-            fall, which doubles S however small the fall was; log Λ against its moving average, with hysteresis.
-        threshold_rule: `mean`: δ = factor · mean of the window (paper and released code). `zscore`: ours, because at
-            factor 2 not one merge of two whole runs was a hit; δ = mean + factor · standard deviation, so that the
-            bar is the signal's own noise, and h is smoothed before it is compared.
+            text, the share of rises in a window. `smoothed`: ours, because `ratio` doubles S at any fall, however small;
+            log Λ against its moving average, with a dead band.
+        threshold_rule: `mean`: δ = factor · mean of the window (published). `zscore`: ours, because at factor 2 no merge
+            of two whole runs was a hit; δ = mean + factor · standard deviation, and h is smoothed before it is compared.
         signal_steps: what Λ divides by. `planned`: the released code. `elapsed`: the paper's equation and ours; the
             planned S lies between half of and 1.5 times the steps taken, which lets S run away.
         signal_per_learning_rate: divide Λ by the mean learning rate of its steps. Ours: Λ followed the warm-up
@@ -54,15 +52,15 @@ class ControllerConfig:
         rehearsal_rule: `planned`: M belongs to the planned S. `elapsed`: ours, M = R · steps taken, so that a run
             spends the same rehearsal at any merge times and compares with plain replay at equal compute.
         weights: (w_in, w_out) or None for the published table over S and hits. Constant weights are ours: the table's
-            cases differ by ±.1 and no measurement told them apart.
-        merge_at_end: merge what was learned since the last merge at a task's last step. Ours: the released code leaves
-            these steps unmerged, up to twice S of them; with S at 16 or less this costs no forward transfer and makes
-            the rehearsal of a task exactly R times its steps.
+            cases differ by ±.1 and no measurement told them apart. .75 pulls back half as far as .5, so that short
+            intervals cost less of what was just learned.
+        merge_at_end: merge at a task's last step what was learned since the last merge. Ours: the released code leaves up
+            to twice S steps unmerged; merging them makes the rehearsal of a task exactly R times its steps.
         probe_every: task steps between two probes of the memory loss. 1 in the paper; a fixed probe set needs fewer.
-        trend_window: L_w, learning signals in the window of `trend`. The paper names no number; this one is ours.
-        shrink: γ₋ of `trend`. Ours, see `trend_window`.
-        growth: γ₊ of `trend`. Ours, see `trend_window`.
-        slack: how far from one half the share of rises must lie to count as a trend. Ours, see `trend_window`.
+        trend_window: L_w, learning signals in the window of `trend`. The paper names no number; these four are ours.
+        shrink: γ₋ of `trend`.
+        growth: γ₊ of `trend`.
+        slack: how far from one half the share of rises must lie to count as a trend.
         smoothing: weight of the past in the moving averages of `smoothed` and `zscore`.
         dead_band: change of log Λ that `smoothed` ignores.
     """
@@ -135,7 +133,7 @@ DEFAULT = ControllerConfig(
     signal_steps="elapsed",
     signal_per_learning_rate=True,
     rehearsal_rule="elapsed",
-    weights=(0.5, 0.5),
+    weights=(0.75, 0.75),
     merge_at_end=True,
     probe_every=2,
 )
@@ -270,7 +268,7 @@ def probe_due(config: ControllerConfig, state: ControllerState) -> bool:
 def observe(
     config: ControllerConfig, state: ControllerState, seen: Observation
 ) -> tuple[ControllerState, Phase | None]:
-    """Take one optimizer step into account (§3b rules 1 and 2).
+    """Take one optimizer step into account.
 
     Returns:
         the new state and what the step was for the controller; None for a step without a probe that was not forced.
@@ -296,12 +294,12 @@ def observe(
 
 
 def merge_due(state: ControllerState) -> bool:
-    """Say whether to merge now (§3b rule 3)."""
+    """Say whether to merge now."""
     return (state.step >= state.planned_step and state.hits >= 1) or state.hits >= EARLY_HITS
 
 
 def decide(config: ControllerConfig, state: ControllerState, change_total: float) -> tuple[ControllerState, Decision]:
-    """Merge now: weights and rehearsal from the old interval, then the next interval (§3b rules 4 to 6).
+    """Merge now: weights and rehearsal from the old interval, then the next interval.
 
     Args:
         config: the controller's configuration.
@@ -391,14 +389,14 @@ def _learning_signal(config: ControllerConfig, state: ControllerState, change_to
 
 
 def _published_weights(state: ControllerState) -> tuple[float, float]:
-    """(w_in, w_out) from the old interval and the hits (§3b rule 4)."""
+    """(w_in, w_out) from the old interval and the hits."""
     if state.hits > 1:
         return (0.5, 0.5) if state.interval <= 70 else (0.4, 0.6)
     return (0.6, 0.4) if state.interval <= 70 else (0.5, 0.5)
 
 
 def _ratio_rule(config: ControllerConfig, state: ControllerState, signal: float) -> IntervalChange:
-    """The released code's rule (§3b rule 5); its bounds are one-sided and its growth is never below 1.5."""
+    """The released code's rule; its bounds are one-sided and its growth is never below 1.5."""
     previous, interval = state.signals[-1], state.interval
     if signal >= previous:
         factor = signal / previous
@@ -409,7 +407,7 @@ def _ratio_rule(config: ControllerConfig, state: ControllerState, signal: float)
 
 
 def _trend_rule(config: ControllerConfig, state: ControllerState, signal: float) -> IntervalChange:
-    """The paper's rule (§3a): mostly rising signals shrink S, mostly falling ones let it grow."""
+    """The paper's rule: mostly rising signals shrink S, mostly falling ones let it grow."""
     window = (*state.signals, signal)[-config.trend_window :]
     moves = [later > earlier for earlier, later in itertools.pairwise(window) if later != earlier]
     rising = sum(moves) / len(moves) if moves else 0.5

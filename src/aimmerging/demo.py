@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
         "epochs": 4,
         "batch_size": 16,
         "micro_batch_size": 16,
-        "learning_rate": 3e-3,
+        "learning_rate": 2e-3,
         "warmup_steps": 20,
         "max_input_tokens": 64,
         "max_output_tokens": 4,

@@ -49,7 +49,7 @@ def token_losses(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:
 
 @torch.no_grad()
 def total_change(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> float:
-    """Σ|θ − θ_prev|, the numerator of the learning signal Λ (paper, learning signal; METHOD §3b rule 5).
+    """Σ|θ − θ_prev|, the numerator of the learning signal Λ (paper, learning signal).
 
     Summed in float32 tensor by tensor in the order given, as the released code does, so that Λ is equal to the bit.
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aimmerging.benchmarks import language, lessons, skills
 from aimmerging.benchmarks.lessons import Lesson
+from aimmerging.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +48,11 @@ class Recipe:
     """Batches that are sorted by length together."""
 
 
-# T5 draws its embeddings (of words and of relative positions) twenty times as large as Llama: at the common rate Adam
-# would hardly move them.
+# Embeddings, of words and of relative positions, start larger than matrices and each row is seen rarely: at the rate of
+# the matrices Adam would hardly move them. Those of T5 start twenty times as large as those of Llama.
 RECIPES: dict[Family, Recipe] = {
     "t5": Recipe(steps=720, embedding_rate=6e-2),
-    "llama": Recipe(steps=800),
+    "llama": Recipe(steps=900, embedding_rate=6e-3),
 }
 
 
@@ -68,15 +69,25 @@ def ensure(
 
     Models are complete when they appear in the cache: they are built beside it and renamed into place. If another
     process was faster, its model is kept.
+
+    Raises:
+        ModelError: the cache cannot be written.
     """
     recipe = RECIPES[family] if steps is None else replace(RECIPES[family], steps=steps)
     cache = cache or Path(os.environ.get("AIMMERGING_CACHE") or Path.home() / ".cache" / "aimmerging")
     finished = cache / f"{family}-{_fingerprint(family, recipe)}"
     if finished.is_dir():
         return finished
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as workshop:
-        built = Path(workshop) / "model"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        workshop = tempfile.TemporaryDirectory(prefix=".building-", dir=cache)
+    except OSError as error:
+        raise ModelError(
+            f"the tiny base model cannot be kept in {cache}: {error.strerror}; "
+            "set the environment variable AIMMERGING_CACHE to a folder that can be written"
+        ) from error
+    with workshop as folder:
+        built = Path(folder) / "model"
         _build(family, recipe, built, progress or (lambda done, total: None))
         try:
             built.rename(finished)

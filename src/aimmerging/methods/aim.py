@@ -31,7 +31,7 @@ class Aim(Method):
         self.anchor = snapshot(session.adapter)
 
     def after_step(self, session: "Session") -> None:
-        """Probe, observe, and merge when the controller says so (METHOD §2)."""
+        """Probe, observe, and merge when the controller says so."""
         if not session.has_memory:
             return
         loss = session.probe() if controller.probe_due(self.config, self.state) else None

@@ -27,7 +27,7 @@ class MultiTask(Method):
 class Replay(Method):
     """Interleaved replay: `ratio` rehearsal steps for every step on the task, and no merge.
 
-    The fair yardstick of AIMMerging: it spends the same rehearsal (METHOD §5).
+    The fair yardstick of AIMMerging: it spends the same rehearsal (docs/method.md, cost).
     """
 
     rehearses = True

@@ -1,0 +1,218 @@
+import csv
+import io
+import random
+import re
+
+import pytest
+from test_report import BROWSER, _open_in_browser, _Page
+
+from aimmerging.comparison import Place
+from aimmerging.comparison_page import write_page
+from aimmerging.config import resolve
+from aimmerging.errors import RunDirectoryError
+from aimmerging.protocols import Spent
+from aimmerging.result_tables import as_csv, latex, markdown, run_table, tables
+from aimmerging.results import COSTS, Run, analyse
+
+# columns: before any training, after task 1, 2, 3
+MATRIX = ((None, 90.0, 80.0, 70.0), (None, 25.0, 60.0, 65.0), (None, None, 15.0, 50.0))
+ROWS = 20
+METHODS = ("sequential", "replay", "aim")
+CONFIGS = {name: resolve({"benchmark": "skills", "protocol": "matched", "method": name}) for name in METHODS}
+PAIRS = [("aim", "replay"), ("aim", "sequential")]
+
+
+def run(method, order="given", seed=0, matrix=MATRIX, right=None, **values):
+    """A run of three tasks; `right` test rows of each task are answered after the last one."""
+    tasks = ("one", "two", "three")
+    shares = [row[-1] for row in matrix]
+    right = right or [round(ROWS * share / 100) for share in shares]
+    spent = Spent(method, method in ("replay", "aim"), method == "multi_task", 30, 300, 200, 6, 6, 300)
+    return Run(
+        method=method,
+        order=order,
+        seed=seed,
+        tasks=tasks,
+        matrix=matrix,
+        own=dict(zip(tasks, (90.0, 60.0, 50.0), strict=True)),
+        rows={n: {str(i): float(i < count) for i in range(ROWS)} for n, count in zip(tasks, right, strict=True)},
+        costs=dict.fromkeys(COSTS, 10.0),
+        spent=values.get("spent", spent),
+        data=values.get("data", dict.fromkeys(tasks, "hash")),
+    )
+
+
+def everything(**values):
+    """All methods on two orders and two seeds, and both references."""
+    rng = random.Random(0)
+    level = {"sequential": 0.3, "replay": 0.7, "aim": 0.8}
+    runs = []
+    for order in ("given", "back"):
+        for seed in (0, 1):
+            for name in METHODS:
+                last = [100 * round(ROWS * (level[name] + rng.uniform(-0.1, 0.1))) / ROWS for _ in range(3)]
+                matrix = tuple((*row[:3], end) for row, end in zip(MATRIX, last, strict=True))
+                runs.append(run(name, order, seed, matrix))
+    alone = ((None, 88.0, None, None), (None, None, 64.0, None), (None, None, None, 55.0))
+    for seed in (0, 1):
+        runs.append(run("single_task", None, seed, alone, right=[18, 13, 11]))
+        runs.append(run("multi_task", None, seed, ((None, None, None, 95.0),) * 3))
+    return analyse(values.get("pairs", PAIRS), CONFIGS, runs, values.get("missing", []))
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+
+def test_every_measure_of_a_run_worked_out_by_hand():
+    lower = tuple((*row[:3], 20.0) for row in MATRIX)
+    upper = ((None, None, None, 95.0),) * 3
+    runs = [run("sequential", matrix=lower), run("replay"), run("aim"), run("multi_task", None, matrix=upper)]
+    values = analyse(PAIRS, CONFIGS, [*runs, run("single_task", None)], []).values[2]
+    op, bwt = (70 + 65 + 50) / 3, ((70 - 90) + (65 - 60)) / 2
+    assert values == pytest.approx(
+        {
+            "op": op,
+            "bwt": bwt,
+            "fwt": 0,  # `own` of the reference above
+            "forgetting": ((90 - 70) + (60 - 65)) / 2,
+            "average_incremental": (90 + 70 + op) / 3,
+            "worst_task": 50,
+            "plasticity": (90 + 60 + 50) / 3,
+            "bwt_sapt": ((70 - 90) + (65 - 60)) / 3,
+            "gap_closed": 100 * (op - 20) / (95 - 20),
+        }
+    )
+
+
+class StreamForgetting:
+    """Avalanche's stream metric: per experience, the score right after training on it minus the last one; experiences
+    count once they were evaluated after a later training too."""
+
+    def __init__(self):
+        self.first, self.last = {}, {}
+
+    def evaluated(self, trained, experience, score):
+        (self.first if trained == experience else self.last)[experience] = score
+
+    def result(self):
+        both = [self.first[key] - self.last[key] for key in self.first if key in self.last]
+        return sum(both) / len(both)
+
+
+class StreamForwardTransfer:
+    """Avalanche's stream metric: the score after training on the experience before, minus that before any training."""
+
+    def __init__(self):
+        self.initial, self.previous = {}, {}
+
+    def evaluated(self, trained, experience, score):
+        if trained is None:
+            self.initial[experience] = score
+        elif trained == experience - 1:
+            self.previous[experience] = score
+
+    def result(self):
+        gains = [value - self.initial[key] for key, value in self.previous.items()]
+        return sum(gains) / len(gains)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_agrees_with_what_avalanche_would_say(seed):
+    from aimmerging.metrics import summarise
+
+    rng = random.Random(seed)
+    count = rng.randint(2, 6)
+    matrix = [[rng.uniform(0, 100) for _ in range(count + 1)] for _ in range(count)]
+    forgetting, transfer = StreamForgetting(), StreamForwardTransfer()
+    for column in range(count + 1):
+        trained = column - 1 if column else None
+        for task in range(count):
+            transfer.evaluated(trained, task, matrix[task][column])
+            if trained is not None and task <= trained:
+                forgetting.evaluated(trained, task, matrix[task][column])
+    summary = summarise(matrix)
+    assert summary.bwt == pytest.approx(-forgetting.result())
+    assert summary.fwt_gem == pytest.approx(transfer.result())
+
+
+def test_differences_are_those_of_the_overall_scores():
+    results = everything()
+    for found in results.comparisons:
+        left, right = (results.measures[name]["op"].mean for name in (found.method, found.baseline))
+        assert found.difference.mean == pytest.approx(left - right)
+        assert found.difference.low < found.difference.mean < found.difference.high
+    assert [c.p_holm >= c.difference.p for c in results.comparisons] == [True, True]
+
+
+def test_what_a_run_lacks_is_not_averaged_over_the_others():
+    runs = [run(name, order) for order in ("given", "back") for name in METHODS]
+    results = analyse(PAIRS, CONFIGS, runs, [])
+    assert {"fwt", "gap_closed"}.isdisjoint(results.measures["aim"])
+    assert "FWT" not in markdown(results)
+
+
+def test_runs_of_other_rows_do_not_compare():
+    runs = [run("sequential"), run("replay", right=[1, 2, 3]), run("aim")]
+    del runs[2].rows["two"]["7"]
+    with pytest.raises(
+        RunDirectoryError, match=r"aim/given/0 and replay/given/0 answered different rows of task 'two'"
+    ):
+        analyse(PAIRS, CONFIGS, runs, [])
+    runs[2] = run("aim", data={"one": "other"})
+    with pytest.raises(RunDirectoryError, match="learned other rows of task 'one'"):
+        analyse(PAIRS, CONFIGS, runs, [])
+    with pytest.raises(RunDirectoryError, match="no finished order and seed in common"):
+        analyse(PAIRS, CONFIGS, [run("sequential"), run("replay"), run("aim", seed=1)], [])
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_csv_holds_full_numbers_and_the_parts_of_intervals():
+    results = everything()
+    methods, *_, comparisons = tables(results)
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(as_csv(methods)))}
+    for name, found in results.measures.items():
+        assert float(rows[name]["op"]) == found["op"].mean
+        assert float(rows[name]["bwt_margin"]) == found["bwt"].margin
+    [first, _] = csv.DictReader(io.StringIO(as_csv(comparisons)))
+    assert float(first["difference_low"]) == results.comparisons[0].difference.low
+    assert len(list(csv.reader(io.StringIO(as_csv(run_table(results)))))) == 1 + 12
+
+
+def test_hostile_text_stays_text(tmp_path):
+    hostile = r"aim/a|b/0 failed: <script>alert(1)</script> 100 % & $x_1$ \input{secret} ~^#{}"
+    results = everything(missing=[hostile])
+    assert "<script" not in markdown(results)
+    commented = [line for line in latex(results).splitlines() if "secret" in line]
+    assert all(line.startswith("%") for line in commented)
+    page = write_page(
+        results, {Place(r.method, r.order, r.seed): tmp_path / r.name for r in results.runs}, tmp_path / "p.html"
+    )
+    parsed = _Page(page.read_text())
+    assert hostile in parsed.text
+    scripts = [attributes for tag, attributes in parsed.tags if tag == "script"]
+    assert len(scripts) == len([name for name in parsed.blocks if name.startswith("figure-")]) + 2
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome in PATH")
+def test_browser_draws_every_chart_without_an_error(tmp_path):
+    results = everything(missing=["</script><b>missing</b>"])
+    page = write_page(
+        results, {Place(r.method, r.order, r.seed): tmp_path / r.name for r in results.runs}, tmp_path / "p.html"
+    )
+    document, log = _open_in_browser(page, tmp_path / "profile")
+    assert [line for line in log.splitlines() if "CONSOLE" in line or "Uncaught" in line] == []
+    drawn = re.split(r'<div class="chart', document)[1:]
+    assert len(drawn) == 4
+    assert all('class="main-svg"' in chart for chart in drawn)
+
+
+def test_numbers_read_as_they_should():
+    text = markdown(everything())
+    assert "| aim - replay | +" in text
+    assert "< .001" not in text.replace("&lt; .001", "")
+    assert r"multi\_task (reference)" in text
+    assert "$-$" in latex(everything())
