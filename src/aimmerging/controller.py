@@ -1,7 +1,7 @@
 """When to merge, how long to rehearse and with which weights: frozen config, plain state, pure functions.
 
 No tensors and no clock, so a recorded trajectory can be decided again (`aimmerging decide`). One optimizer step is
-one :func:`observe`; when it says so, :func:`decide` turns the distance the adapter moved into a :class:`Decision`::
+one :func:`observe`; when it says so, :func:`decide` makes a :class:`Decision`::
 
     state = initial_state(REFERENCE)
     for step, loss in enumerate(memory_losses, start=1):
@@ -9,7 +9,7 @@ one :func:`observe`; when it says so, :func:`decide` turns the distance the adap
         if merge_due(state):
             state, decision = decide(REFERENCE, state, change_total=...)
 
-Symbols: S interval, M rehearsal steps, Λ learning signal, h memory loss, δ forgetting threshold, g optimizer step.
+S interval, M rehearsal steps, Λ learning signal, h memory loss, δ forgetting threshold, g optimizer step.
 """
 
 import itertools
@@ -41,10 +41,10 @@ class ControllerConfig:
         max_interval: S_max. `default` caps it at 16: uncapped, S ran to 128 in tasks of 252 steps.
         adaptive: False keeps S and M as they start (fixed-interval replay with fusion).
         interval_rule: how Λ sets the next S. `ratio`: the released code, Λ against the last one. `trend`: the paper's
-            text, the share of rises in a window. `smoothed`: ours, because `ratio` doubles S at any fall, however small;
-            log Λ against its moving average, with a dead band.
-        threshold_rule: `mean`: δ = factor · mean of the window (published). `zscore`: ours, because at factor 2 no merge
-            of two whole runs was a hit; δ = mean + factor · standard deviation, and h is smoothed before it is compared.
+            text, the share of rises in a window. `smoothed`: ours, because `ratio` doubles S at any fall, however
+            small; log Λ against its moving average, with a dead band.
+        threshold_rule: `mean`: δ = factor · window mean (published). `zscore`: ours, because at factor 2 no merge of
+            two whole runs was a hit; δ = mean + factor · standard deviation, and h is smoothed before it is compared.
         signal_steps: what Λ divides by. `planned`: the released code. `elapsed`: the paper's equation and ours; the
             planned S lies between half of and 1.5 times the steps taken, which lets S run away.
         signal_per_learning_rate: divide Λ by the mean learning rate of its steps. Ours: Λ followed the warm-up
@@ -54,8 +54,8 @@ class ControllerConfig:
         weights: (w_in, w_out) or None for the published table over S and hits. Constant weights are ours: the table's
             cases differ by ±.1 and no measurement told them apart. .75 pulls back half as far as .5, so that short
             intervals cost less of what was just learned.
-        merge_at_end: merge at a task's last step what was learned since the last merge. Ours: the released code leaves up
-            to twice S steps unmerged; merging them makes the rehearsal of a task exactly R times its steps.
+        merge_at_end: merge at a task's last step what was learned since the last merge. Ours: the released code leaves
+            up to twice S steps unmerged; merging them makes the rehearsal of a task exactly R times its steps.
         probe_every: task steps between two probes of the memory loss. 1 in the paper; a fixed probe set needs fewer.
         trend_window: L_w, learning signals in the window of `trend`. The paper names no number; these four are ours.
         shrink: γ₋ of `trend`.

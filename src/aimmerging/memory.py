@@ -178,6 +178,6 @@ POLICIES: dict[str, Callable[[Sequence[Example], int, random.Random], list[int]]
 """How the rows to keep are chosen."""
 
 RELEASED = "released"
-"""The released code's memory, which breaks the cap: every distinct answer is a class that keeps at least one row, so where
-answers are mostly unique it holds most of the rows, whatever the ratio. For reproducing published numbers only; reports
-flag it with the rows it really kept."""
+"""The released code's memory, which breaks the cap: every distinct answer is a class that keeps at least one row, so
+where answers are mostly unique it holds most of the rows, whatever the ratio. For reproducing published numbers only;
+reports flag it with the rows it really kept."""
