@@ -31,6 +31,10 @@ class DataError(AimmergingError):
         heading = "1 problem in the data:" if count == 1 else f"{count} problems in the data:"
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
 
+    def __reduce__(self) -> tuple[type["DataError"], tuple[tuple[str, ...]]]:
+        """Rebuild from the problems, so that the error survives the way out of a worker process."""
+        return DataError, (self.problems,)
+
 
 class SignalError(AimmergingError):
     """A training signal cannot be used: zero, NaN or infinite where the rule divides by it."""
