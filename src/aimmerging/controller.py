@@ -52,7 +52,7 @@ class ControllerConfig:
         rehearsal_rule: `planned`: M belongs to the planned S. `elapsed`: ours, M = R · steps taken, so that a run
             spends the same rehearsal at any merge times and compares with plain replay at equal compute.
         weights: (w_in, w_out) or None for the published table over S and hits. Constant weights are ours: the table's
-            cases differ by ±.1 only. .75 pulls back half as far as .5, so short intervals cost less of what was learned.
+            cases differ by ±.1 only. .75 pulls back half as far as .5, so short intervals cost less of what is new.
         merge_at_end: merge at a task's last step what was learned since the last merge. Ours: the released code leaves
             up to twice S steps unmerged; merging them makes the rehearsal of a task exactly R times its steps.
         probe_every: task steps between two probes of the memory loss. 1 in the paper; a fixed probe set needs fewer.

@@ -18,7 +18,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasi
     table = Table()
     for place, column in enumerate(columns):
         words = place == 0 or column in ("why", "policy", "definition", "version", "overlaps", "licence")
-        table.add_column(escape(column), justify="left" if words else "right", overflow="fold")
+        table.add_column(escape(column), justify="left" if words else "right", overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row), style="bold" if row[0] == emphasise else None)
     console = Console()
@@ -39,7 +39,7 @@ def show_scores(scores: dict[str, Any]) -> None:
 
 def show_demo(summary: dict[str, Any]) -> None:
     """Print the demo's table and what may be read from it."""
-    columns = ["method", "OP", "BWT", "FWT", "task updates", "rehearsal updates", "probes", "merges", "seconds"]
+    columns = ["method", "OP", "BWT", "FWT", "steps", "rehearsal", "probes", "merges", "seconds"]
     rows = [
         [
             name,
