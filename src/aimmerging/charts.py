@@ -311,7 +311,8 @@ def overall_bars(views: Mapping[str, RunView]) -> Figure:
         }
     ]  # fmt: skip
     layout = {
-        "showlegend": False, "bargap": 0.5, "xaxis": {"range": [0, 106], "title": {"text": "points"}},
+        "showlegend": False, "bargap": 0.5,
+        "xaxis": {"range": [0, 116], "tickvals": [0, 20, 40, 60, 80, 100], "title": {"text": "points"}},
         "yaxis": {"tickvals": list(range(len(names))), "ticktext": [label(name, 24) for name in names],
                   "autorange": "reversed", "showgrid": False, "automargin": True},
     }  # fmt: skip

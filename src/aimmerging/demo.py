@@ -92,7 +92,7 @@ def _compare(
         "versions": installed_versions(),
     }
     rundir.write_json(out / "summary.json", summary)
-    setting = {key: summary[key] for key in ("seed", "base", "single_task", "multi_task", "versions")}
+    setting = {key: summary[key] for key in ("seed", "base", "single_task", "multi_task")}
     page = report.write_comparison({name: cell.out for name, cell in cells.items()}, out / "report.html", setting)
     return Demo(out, summary, page)
 
