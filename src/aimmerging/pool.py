@@ -56,6 +56,10 @@ class _Told(Progress):
         """One line."""
         self.queue.put(("say", self.name, text, 0))
 
+    def note(self, text: str) -> None:
+        """One line for who watches."""
+        self.queue.put(("note", self.name, text, 0))
+
 
 def run_cells(
     cells: Sequence[Cell],
@@ -214,6 +218,8 @@ def _show(
     key = (name, text)
     if kind == "say":
         progress.say(f"[{name}] {text.strip()}")
+    elif kind == "note":
+        progress.note(f"[{name}] {text.strip()}")
     elif kind == "open":
         stack = bars.enter_context(ExitStack())
         shown[key] = (stack, stack.enter_context(progress.bar(f"{name}: {text}", number)))

@@ -16,6 +16,9 @@ class Progress:
     def say(self, text: str) -> None:
         """Show one line that stays."""
 
+    def note(self, text: str) -> None:
+        """Show one line that only somebody who watches wants: a merge."""
+
 
 def quiet_libraries() -> None:
     """Silence transformers, whose bars this progress replaces, and one deprecation inside PEFT."""
@@ -62,6 +65,11 @@ class TerminalProgress(Progress):
             yield lambda count: self.bars.advance(handle, count)
         finally:
             self.bars.remove_task(handle)
+
+    def note(self, text: str) -> None:
+        """A line above the bars, in a terminal only: a log keeps one line a task, signals.jsonl every merge."""
+        if self.console.is_terminal:
+            self.say(text)
 
     def say(self, text: str) -> None:
         """A line above the bars."""

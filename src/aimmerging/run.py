@@ -225,7 +225,7 @@ def _narrator(title: str, advance: Callable[[int], None], progress: Progress) ->
         advance(1)
         event = session.events[-1]
         if event["kind"] == "merge":
-            progress.say(
+            progress.note(
                 f"  {title}, step {event['step']}: merged after {event['elapsed']} steps and "
                 f"{event['rehearsal_steps']} of rehearsal, next interval {event['interval_after']} ({event['why']})"
             )
