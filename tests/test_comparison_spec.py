@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from aimmerging import demo
-from aimmerging.comparison import Place, load_spec, parse_spec, plan
+from aimmerging.comparison import load_spec, parse_spec, plan
 from aimmerging.config import resolve
 from aimmerging.errors import ConfigError
+from aimmerging.results import Place
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_skills.yaml"
 

@@ -6,13 +6,12 @@ import re
 import pytest
 from test_report import BROWSER, _open_in_browser, _Page
 
-from aimmerging.comparison import Place
 from aimmerging.comparison_page import write_page
 from aimmerging.config import resolve
 from aimmerging.errors import RunDirectoryError
 from aimmerging.protocols import Spent
 from aimmerging.result_tables import as_csv, latex, markdown, run_table, tables
-from aimmerging.results import COSTS, Run, analyse
+from aimmerging.results import COSTS, Place, Run, analyse
 
 # columns: before any training, after task 1, 2, 3
 MATRIX = ((None, 90.0, 80.0, 70.0), (None, 25.0, 60.0, 65.0), (None, None, 15.0, 50.0))

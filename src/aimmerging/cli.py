@@ -52,11 +52,19 @@ def _progress() -> "Iterator[Progress]":
     """Bars and lines on stderr, so that stdout holds results only."""
     from rich.console import Console
 
-    from aimmerging.progress import TerminalProgress, quiet_libraries
+    from aimmerging.progress import Progress, TerminalProgress, quiet_libraries
 
     quiet_libraries()
+    if not _is_main_process():
+        yield Progress()
+        return
     with TerminalProgress(Console(stderr=True)) as progress:
         yield progress
+
+
+def _is_main_process() -> bool:
+    """Under torchrun every process runs the command; one of them speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_json(value: Any) -> None:
@@ -370,6 +378,8 @@ def memory_drop(
 
 def _show_scores(run_dir: Path, *, as_json: bool) -> None:
     """The score matrix and its summary."""
+    if not _is_main_process():
+        return
     from aimmerging.rundir import read_json
     from aimmerging.tables import show_scores
 

@@ -24,6 +24,7 @@ from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import METHODS
 from aimmerging.pool import Cell, Engine, run_cells
 from aimmerging.progress import Progress
+from aimmerging.results import Place
 
 REFERENCES = ("single_task", "multi_task")
 FAILED = "failed.json"
@@ -75,14 +76,6 @@ class ComparisonSpec(Section):
         if self.comparisons is not None:
             return self.comparisons
         return [(method.name, self.baseline) for method in self.methods if self.baseline not in (None, method.name)]  # pyright: ignore[reportReturnType]
-
-
-class Place(NamedTuple):
-    """Where a cell stands in the comparison; references belong to no order."""
-
-    method: str
-    order: str | None
-    seed: int
 
 
 class Outcome(NamedTuple):

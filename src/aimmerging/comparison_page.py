@@ -2,23 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aimmerging import comparison_charts, report
 from aimmerging.metrics import summarise
 from aimmerging.protocols import STATEMENTS
 from aimmerging.result_tables import Table, run_table, tables
-from aimmerging.results import COSTS, MEASURES, Results, Run
+from aimmerging.results import COSTS, MEASURES, Place, Results, Run
 from aimmerging.run_view import RunView, Scores
-
-if TYPE_CHECKING:
-    from aimmerging.comparison import Place
 
 _FEW_PAIRS = 5
 """Pairs of runs below which the page warns about its intervals."""
 
 
-def write_page(results: Results, cells: Mapping["Place", Path], out: Path) -> Path:
+def write_page(results: Results, cells: Mapping[Place, Path], out: Path) -> Path:
     """Write the page and return its path.
 
     Args:
@@ -30,7 +27,7 @@ def write_page(results: Results, cells: Mapping["Place", Path], out: Path) -> Pa
     return out
 
 
-def _context(results: Results, cells: Mapping["Place", Path], out: Path) -> dict[str, Any]:
+def _context(results: Results, cells: Mapping[Place, Path], out: Path) -> dict[str, Any]:
     orders = list(dict.fromkeys(run.order for run in results.runs))
     seeds = sorted({run.seed for run in results.runs})
     figures = {

@@ -3,15 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from aimmerging import metrics, protocols, rundir
 from aimmerging.config import RunConfig
 from aimmerging.errors import RunDirectoryError
 from aimmerging.statistics import Difference, Estimate, RunDifference, difference, estimate, holm
-
-if TYPE_CHECKING:
-    from aimmerging.comparison import Place
 
 MEASURES: dict[str, tuple[str, str]] = {
     **{name: text for name, text in metrics.DEFINITIONS.items() if name != "fwt_gem"},
@@ -40,6 +37,14 @@ _OWN = ("kept_rows", "training_seconds")
 _TRAINING = ("task_seconds", "probe_seconds", "rehearsal_seconds", "fusion_seconds")
 
 Values = dict[str, float | None]
+
+
+class Place(NamedTuple):
+    """Where a cell stands in the comparison; references belong to no order."""
+
+    method: str
+    order: str | None
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ class Results:
         }  # fmt: skip
 
 
-def read_run(place: "Place", path: Path, *, recompute: bool = False) -> Run:
+def read_run(place: Place, path: Path, *, recompute: bool = False) -> Run:
     """Read a finished cell.
 
     Args:
