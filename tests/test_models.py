@@ -11,7 +11,18 @@ from short_runs import config_file, settings
 
 from aimmerging.config import resolve
 from aimmerging.errors import ModelError
-from aimmerging.models import adapter_state, load_adapter_into, load_model, save_adapter, set_adapter_state
+from aimmerging.lora import adapter_of, layers, weighted_sum
+from aimmerging.models import (
+    TRAINED,
+    adapter_state,
+    carry,
+    check_plain_lora,
+    load_model,
+    read_adapter,
+    save_adapter,
+    set_adapter_state,
+    wearing,
+)
 from aimmerging.progress import Progress
 from aimmerging.sources import base_folder
 
@@ -59,12 +70,12 @@ def test_fresh_adapter_is_a_copy(folder):
 
 def test_adapter_is_saved_and_loaded_bit_for_bit(folder, tmp_path):
     loaded, other = load(folder), load(folder, seed=1)
-    save_adapter(loaded.model, tmp_path / "adapter", "org/base")
+    save_adapter(loaded.model, tmp_path / "adapter", "org/base", TRAINED)
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    load_adapter_into(other.model, tmp_path / "adapter")
+    set_adapter_state(other.model, read_adapter(tmp_path / "adapter"))
     assert all(torch.equal(value, loaded.fresh[name]) for name, value in adapter_state(other.model).items())
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/base"
@@ -73,7 +84,7 @@ def test_adapter_is_saved_and_loaded_bit_for_bit(folder, tmp_path):
 
 def test_going_on_from_an_adapter(folder, tmp_path):
     loaded = load(folder)
-    save_adapter(loaded.model, tmp_path / "adapter", str(folder))
+    save_adapter(loaded.model, tmp_path / "adapter", str(folder), TRAINED)
     again = load(folder, seed=5, model={"name": str(folder), "adapter": str(tmp_path / "adapter")})
     assert all(torch.equal(value, loaded.fresh[name]) for name, value in again.fresh.items())
     assert any(value.requires_grad for value in again.model.parameters())
@@ -94,8 +105,8 @@ def test_adapter_of_another_rank_or_with_a_tensor_missing_is_refused(folder, tmp
 
 
 def test_adapter_of_another_model_is_refused(tiny_t5, tiny_llama, tmp_path):
-    save_adapter(load(tiny_t5).model, tmp_path / "adapter", "t5")
-    assert "does not fit" in message(load_adapter_into, load(tiny_llama).model, tmp_path / "adapter")
+    save_adapter(load(tiny_t5).model, tmp_path / "adapter", "t5", TRAINED)
+    assert "does not fit" in message(set_adapter_state, load(tiny_llama).model, read_adapter(tmp_path / "adapter"))
     start = {"name": str(tiny_llama), "adapter": str(tmp_path / "adapter")}
     assert "does not fit this base model" in message(load, tiny_llama, model=start)
 
@@ -105,10 +116,9 @@ def test_adapter_to_go_on_with_must_be_there(folder, tmp_path):
     assert "holds no adapter_model.safetensors; give the folder of a PEFT adapter" in found
 
 
-def test_damaged_adapter_is_named(folder, tmp_path):
-    loaded = load(folder)
+def test_damaged_adapter_is_named(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
-    assert str(tmp_path / "adapter_model.safetensors") in message(load_adapter_into, loaded.model, tmp_path)
+    assert str(tmp_path / "adapter_model.safetensors") in message(read_adapter, tmp_path)
 
 
 def test_pickled_weights_are_refused_with_the_reason(folder, tmp_path):
@@ -203,3 +213,65 @@ def test_built_in_base_can_be_trained_on(monkeypatch, tmp_path, family):
     loaded = load_model(resolve({"benchmark": "skills", "model": {"name": f"skills-{family}"}}), str(folder))
     assert loaded.codec.encoder_decoder == (family == "t5")
     assert loaded.fresh
+
+
+def test_wearing_another_adapter_changes_the_answers_and_nothing_else(folder):
+    loaded = load(folder)
+    model, before = loaded.model.eval(), adapter_state(loaded.model)
+    trainable = [name for name, value in model.named_parameters() if value.requires_grad]
+    ids = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[5, 6, 7]])}
+    random = {name: torch.randn_like(value) for name, value in before.items()}
+    plain = model(**ids).logits
+    with wearing(model, random) as name:
+        assert name in model.peft_config
+        worn = model(**ids).logits
+    with wearing(model, {name: _twice(name, value) for name, value in random.items()}):
+        twice_the_rank = model(**ids).logits
+    assert not torch.equal(worn, plain)
+    # [A; A] and [B/2, B/2] at twice the rank are the same ΔW, if the scale stays that of the trained adapter
+    torch.testing.assert_close(twice_the_rank, worn, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model(**ids).logits, plain)
+    assert trainable == [name for name, value in model.named_parameters() if value.requires_grad]
+    assert all(torch.equal(value, before[name]) for name, value in adapter_state(model).items())
+    set_adapter_state(model, random)
+    torch.testing.assert_close(model(**ids).logits, worn)
+
+
+def _twice(name, value):
+    return torch.cat([value, value]) if "lora_A" in name else torch.cat([value, value], dim=1) / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"use_dora": True}, "DoRA"), ({"rank_pattern": {"q": 3}}, "rank_pattern"), ({"lora_bias": True}, "lora_bias")],
+)
+def test_methods_that_merge_refuse_other_adapters_than_plain_lora(tiny_t5, options, what):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSeq2SeqLM
+
+    base = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q"], **options))
+    assert f"this one has {what}" in message(check_plain_lora, model, "aim")
+    check_plain_lora(get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(tiny_t5), LoraConfig(r=2)), "aim")
+
+
+def test_a_carried_adapter_adds_to_the_trained_one_and_is_not_trained(folder):
+    loaded = load(folder)
+    model = loaded.model.eval()
+    ids = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[5, 6, 7]])}
+    past, own = ({name: torch.randn_like(value) for name, value in loaded.fresh.items()} for _ in range(2))
+    set_adapter_state(model, own)
+    plain, trainable = model(**ids).logits, [name for name, value in model.named_parameters() if value.requires_grad]
+    carry(model, past)
+    both = model(**ids).logits
+    with wearing(model, past):
+        alone = model(**ids).logits
+    assert trainable == [name for name, value in model.named_parameters() if value.requires_grad]
+    assert torch.equal(model(**ids).logits, both)
+    summed = {name: weighted_sum([part, layers(past)[name]], [1, 1]) for name, part in layers(own).items()}
+    with wearing(model, adapter_of(summed)):
+        torch.testing.assert_close(model(**ids).logits, both, rtol=1e-4, atol=1e-5)
+    carry(model, None)
+    assert torch.equal(model(**ids).logits, plain)
+    set_adapter_state(model, past)
+    torch.testing.assert_close(model(**ids).logits, alone)

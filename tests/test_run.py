@@ -175,7 +175,7 @@ def test_split_without_rows_cannot_be_evaluated_on(trained, tmp_path, no_trainin
 
 
 def test_unknown_method(trained, tmp_path, no_training):
-    assert "allowed: sequential, replay, aim" in refused("run", trained.config, "--out", tmp_path, "--set", "method=am")
+    assert "did you mean 'aim'" in refused("run", trained.config, "--out", tmp_path, "--set", "method=am")
 
 
 # --- one more task ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,15 @@ from test_oracles import EVERY_THREE
 from trainer_kit import AtStep, adapter, arguments, continual, far, load, past, rows, snippets
 from transformers import Seq2SeqTrainer, Trainer
 
-from aimmerging import Aim, ContinualSeq2SeqTrainer, ContinualTrainer, Method, RehearsalSettings, Replay
+from aimmerging import (
+    Aim,
+    ContinualSeq2SeqTrainer,
+    ContinualTrainer,
+    ControllerConfig,
+    Method,
+    RehearsalSettings,
+    Replay,
+)
 from aimmerging.data import Collator
 from aimmerging.distillation import answer_logits, distillation_loss
 from aimmerging.errors import ConfigError, ModelError
@@ -321,7 +329,7 @@ def test_evaluation_and_save_of_a_step_see_merged_weights(tiny_t5, tmp_path):
 
 
 def test_replay_rehearses_its_ratio(tiny_t5, tmp_path):
-    trainer = continual(tiny_t5, tmp_path, Replay(0.5), max_steps=7)
+    trainer = continual(tiny_t5, tmp_path, Replay(ControllerConfig(rehearsal_steps=4)), max_steps=7)
     trainer.train()
     assert trainer.session.costs.memory_updates == 3
     assert trainer.session.costs.merges == 0

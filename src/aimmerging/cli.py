@@ -298,6 +298,31 @@ def compare(
 
 
 @app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List the methods: where each comes from, what it stores, what it costs, what it was verified against."""
+    from aimmerging.methods import overview
+
+    found = overview()
+    if as_json:
+        _print_json(found)
+        return
+    columns = ["method", "reference", "stores", "cost a step", "verified against", "settings"]
+    rows = [
+        [
+            entry["name"],
+            *(entry[key] for key in ("reference", "stores", "cost", "verified")),
+            _listed(entry["settings"]),
+        ]
+        for entry in found
+    ]
+    _print_table("Methods; cost in steps of plain fine-tuning", columns, rows)
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+@app.command()
 def prepare(
     benchmark: Annotated[str, typer.Argument(help="standard_cl, long_sequence, superni or trace.")],
     out: Annotated[Path, typer.Option(help="New folder.")],

@@ -21,7 +21,7 @@ from aimmerging import results, rundir, sources
 from aimmerging.config import Preset, Protocol, RunConfig, Section, deep_merge, explain, listing, read_yaml, resolve
 from aimmerging.config import unknown as unknown_value
 from aimmerging.errors import ConfigError, RunDirectoryError
-from aimmerging.methods import METHODS
+from aimmerging.methods import METHODS, build
 from aimmerging.pool import Cell, Engine, run_cells
 from aimmerging.progress import Progress
 from aimmerging.results import Place
@@ -135,7 +135,7 @@ def parse_spec(values: Mapping[str, Any]) -> ComparisonSpec:
     if not problems:
         for method in spec.methods:
             try:
-                _run_config(spec, method, seed=0, order=None)
+                build(_run_config(spec, method, seed=0, order=None))
             except ConfigError as error:
                 problems.append(f"method {method.name!r}: {error}")
     if problems:

@@ -128,6 +128,7 @@ class RunConfig(Section):
     preset: Preset = "default"
     protocol: Protocol | None = Field(default=None, description="budget of training and memory, stated in the report")
     method: str = "aim"
+    settings: dict[str, Any] = Field(default={}, description="of the method, see `aimmerging methods`")
     seed: int = Field(default=0, ge=0, lt=2**31)
     out: str | None = Field(default=None, description="run directory; the command line's --out wins")
     single_task: str = Field(

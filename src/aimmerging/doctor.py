@@ -9,7 +9,7 @@ from aimmerging.config import load_config
 from aimmerging.data import Truncation
 from aimmerging.learning import updates
 from aimmerging.manifest import installed_versions
-from aimmerging.methods import METHODS
+from aimmerging.methods import build
 from aimmerging.models import BUILT_IN
 
 
@@ -38,11 +38,10 @@ def _examine_config(path: Path, overrides: list[str]) -> dict[str, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
     from aimmerging.data import Codec
-    from aimmerging.errors import ConfigError, ModelError
+    from aimmerging.errors import ModelError
 
     config = load_config(path, overrides)
-    if config.method not in METHODS:
-        raise ConfigError(f"unknown method {config.method!r}; allowed: {', '.join(METHODS)}")
+    build(config)
     stream = sources.task_stream(config, path.parent)
     found: dict[str, Any] = {"method": config.method, "preset": config.preset, "model": config.model.name, "tasks": []}
     codec = None

@@ -12,7 +12,7 @@ from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.evaluate import evaluate, generate, points
 from aimmerging.loading import TaskSource, load_rows, load_task
 from aimmerging.metrics import METRICS
-from aimmerging.models import LoadedModel, load_adapter_into, load_model
+from aimmerging.models import LoadedModel, load_model, read_adapter
 from aimmerging.problems import did_you_mean
 from aimmerging.progress import Progress
 from aimmerging.scoring import Quiz
@@ -42,12 +42,19 @@ def load_learned(run: Path, progress: Progress) -> Learned:
     stages = rundir.committed_stages(run)
     if not stages:
         raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
-    loaded = load_model(config, sources.base_folder(config.model, progress))
-    load_adapter_into(loaded.model, stages[-1].path / "adapter")
+    loaded = _load_stage(config, stages[-1], progress)
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
     loaded.model.eval()
     return Learned(config, loaded, stages[-1])
+
+
+def _load_stage(config: RunConfig, stage: rundir.Stage, progress: Progress) -> LoadedModel:
+    """The base with the stage's adapter, whose rank may differ from that of the trained one."""
+    folder = stage.path / "adapter"
+    read_adapter(folder)  # says what is wrong with a damaged file better than PEFT
+    model = config.model.model_copy(update={"adapter": str(folder)})
+    return load_model(config.model_copy(update={"model": model}), sources.base_folder(config.model, progress))
 
 
 def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
@@ -150,8 +157,7 @@ def _write_export(learned: Learned, folder: Path, *, merged: bool, progress: Pro
         shutil.copytree(learned.stage.path / "adapter", folder, dirs_exist_ok=True)
         tokenizer.save_pretrained(folder)
         return
-    copy = load_model(learned.config, sources.base_folder(learned.config.model, progress))
-    load_adapter_into(copy.model, learned.stage.path / "adapter")
+    copy = _load_stage(learned.config, learned.stage, progress)
     copy.model.merge_and_unload(safe_merge=True).save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 

@@ -18,6 +18,7 @@ from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
 from aimmerging.models import LoadedModel
 from aimmerging.session import RehearsalSettings, Session
+from aimmerging.state import to_device
 from aimmerging.tasks import Row, Task, hash_rows
 from aimmerging.trainer import ContinualTrainer
 
@@ -34,10 +35,17 @@ NOTHING = PastMemory({}, {})
 
 
 class Trained(NamedTuple):
-    """What learning a task left behind besides the adapter."""
+    """What learning a task left behind besides the adapter.
+
+    Attributes:
+        session: with costs and events.
+        truncation: rows that were cut.
+        evaluated: the adapter to score and keep, by PEFT's names, where it is not the one that was trained.
+    """
 
     session: Session
     truncation: Truncation
+    evaluated: "dict[str, torch.Tensor] | None"
 
 
 def updates(config: RunConfig, rows: int) -> int:
@@ -65,6 +73,7 @@ def train(
     method: Method,
     rows: Sequence[Row],
     past: PastMemory,
+    carried: dict[str, Any] | None,
     *,
     index: int,
     step_done: Callable[[Session], None],
@@ -77,6 +86,7 @@ def train(
         method: its hooks are called around the training.
         rows: the task's training rows.
         past: memory of earlier tasks.
+        carried: the method's state after the last task, None before the first.
         index: of the task in the stream, from 1; every task has a data order of its own, the same for every method.
         step_done: called after each optimizer step.
     """
@@ -98,8 +108,11 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
         trainer.add_callback(_StepDone(trainer.session, step_done))
+        if carried is not None:
+            method.restore(to_device(carried, arguments.device))
         trainer.train()
-    return Trained(trainer.session, count)
+        evaluated = method.evaluation_adapter(trainer.session)
+    return Trained(trainer.session, count, evaluated)
 
 
 def training_arguments(config: RunConfig, folder: Path, seed: int) -> TrainingArguments:

@@ -11,7 +11,7 @@ from typing import Any
 from aimmerging import rundir
 from aimmerging.config import RunConfig
 from aimmerging.learning import Trained
-from aimmerging.models import LoadedModel, save_adapter
+from aimmerging.models import TRAINED, LoadedModel, save_adapter
 from aimmerging.tasks import Task
 
 LIBRARIES = ("aimmerging", "torch", "transformers", "peft", "accelerate", "datasets", "trl")
@@ -65,6 +65,7 @@ def write_stage(
     *,
     index: int,
     results: dict[str, Any],
+    adapter: str = TRAINED,
 ) -> None:
     """Write adapter, signals.jsonl and stage.json of a stage.
 
@@ -76,9 +77,10 @@ def write_stage(
         tasks: learned in this stage.
         index: tasks learned after this stage.
         results: scores, zero_shot, before and memory, as docs/files.md has them.
+        adapter: PEFT's name of the adapter that is kept.
     """
-    save_adapter(loaded.model, folder / "adapter", config.model.name)
-    adapter = sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    save_adapter(loaded.model, folder / "adapter", config.model.name, adapter)
+    digest = sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
     rundir.write_jsonl(folder / "signals.jsonl", trained.session.events)
     rundir.write_json(
         folder / "stage.json",
@@ -94,7 +96,7 @@ def write_stage(
             **results,
             "costs": trained.session.costs.to_json(),
             "truncation": trained.truncation.to_json(),
-            "hashes": {"adapter": adapter},
+            "hashes": {"adapter": digest},
             "data": {task.name: task.sha256 for task in tasks},
             "sources": [_source(task) for task in tasks],
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

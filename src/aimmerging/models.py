@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +13,9 @@ from aimmerging.config import LoraSection, ModelConfig, RunConfig
 from aimmerging.data import Codec
 from aimmerging.errors import ModelError
 
+TRAINED = "default"
+"""PEFT's name of the adapter that is trained."""
+WORN, PAST = "worn", "past"
 BUILT_IN: dict[str, Literal["t5", "llama"]] = {"skills-t5": "t5", "skills-llama": "llama"}
 
 
@@ -141,26 +147,122 @@ def set_adapter_state(model: Any, state: dict[str, Any]) -> None:
     set_peft_model_state_dict(model, state)
 
 
-def load_adapter_into(model: Any, folder: Path) -> None:
-    """Copy a saved PEFT adapter into the model's adapter.
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """The tensors of a saved PEFT adapter, on the CPU.
 
     Raises:
-        ModelError: the file is damaged or does not fit.
+        ModelError: the file is missing or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / "adapter_model.safetensors"
     try:
-        state = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from None
-    set_adapter_state(model, state)
 
 
-def save_adapter(model: Any, folder: Path, base_name: str) -> None:
-    """Write the adapter in PEFT's format, naming the base as the user named it."""
-    model.save_pretrained(folder, safe_serialization=True)
+@contextmanager
+def wearing(model: Any, tensors: dict[str, Any] | None) -> Iterator[str]:
+    """Let the model answer with another adapter for a while, of any rank; the trained one stays as it is.
+
+    Args:
+        model: the PEFT model.
+        tensors: by PEFT's names, of one rank in all layers and of the trained adapter's scale; None changes nothing.
+
+    Yields:
+        the name under which PEFT knows the adapter meanwhile.
+    """
+    if tensors is None:
+        yield TRAINED
+        return
+    active = model.active_adapters
+    _add_adapter(model, WORN, tensors, beside=[])
+    try:
+        yield WORN
+    finally:
+        _activate(model, active, _trainable(model))
+        model.delete_adapter(WORN)
+
+
+def carry(model: Any, tensors: dict[str, Any] | None) -> None:
+    """Put a frozen adapter of any rank beside the trained one, so that the model answers with the sum of both.
+
+    Args:
+        model: the PEFT model.
+        tensors: as :func:`wearing` takes them; None puts down what is carried.
+    """
+    if PAST in model.peft_config:
+        _activate(model, [TRAINED], _trainable(model))
+        model.delete_adapter(PAST)
+    if tensors is not None:
+        _add_adapter(model, PAST, tensors, beside=[TRAINED])
+
+
+def _add_adapter(model: Any, name: str, tensors: dict[str, Any], *, beside: list[str]) -> None:
+    """A frozen adapter of the trained one's scale; it answers from now on, with those named in `beside`."""
+    from peft import set_peft_model_state_dict
+
+    settings = copy(model.peft_config[TRAINED])
+    ranks = {len(value) for key, value in tensors.items() if "lora_A" in key}
+    if len(ranks) == 1 and ranks != {settings.r}:
+        [rank] = ranks
+        growth = rank / settings.r
+        settings.lora_alpha = settings.lora_alpha * (growth**0.5 if settings.use_rslora else growth)
+        settings.r = rank
+    trainable = _trainable(model)
+    model.add_adapter(name, settings)
+    set_peft_model_state_dict(model, tensors, adapter_name=name)
+    _activate(model, [*beside, name], trainable)
+    model.train(model.training)  # new layers would drop out even while the model is evaluated
+
+
+def _trainable(model: Any) -> set[int]:
+    return {id(value) for value in model.parameters() if value.requires_grad}
+
+
+def _activate(model: Any, names: list[str], trainable: set[int]) -> None:
+    """Let these adapters answer; whatever PEFT makes of it, the same tensors stay trainable."""
+    model.base_model.set_adapter(names)
+    for value in model.parameters():
+        value.requires_grad_(id(value) in trainable)
+
+
+def check_plain_lora(model: Any, method: str) -> None:
+    """Refuse what the merging of adapters would get wrong without a word.
+
+    Raises:
+        ModelError: names the feature.
+    """
+    settings = model.peft_config[TRAINED]
+    found = [
+        what
+        for what, there in {
+            f"an adapter of type {settings.peft_type.value}": settings.peft_type.value != "LORA",
+            "DoRA": getattr(settings, "use_dora", False),
+            "lora_bias": getattr(settings, "lora_bias", False),
+            "rank_pattern": getattr(settings, "rank_pattern", None),
+            "alpha_pattern": getattr(settings, "alpha_pattern", None),
+            "modules_to_save": getattr(settings, "modules_to_save", None),
+            f"bias={getattr(settings, 'bias', 'none')!r}": getattr(settings, "bias", "none") != "none",
+        }.items()
+        if there
+    ]
+    if found:
+        raise ModelError(
+            f"method {method!r} merges plain LoRA adapters, and this one has {', '.join(found)}, whose weights do not "
+            "add up; start from another adapter, or choose a method that does not merge (`aimmerging methods`)"
+        )
+
+
+def save_adapter(model: Any, folder: Path, base_name: str, adapter: str) -> None:
+    """Write an adapter in PEFT's format, naming the base as the user named it."""
+    model.save_pretrained(folder, safe_serialization=True, selected_adapters=[adapter])
+    if adapter != TRAINED:  # PEFT puts any other than its default into a folder of its name
+        for file in (folder / adapter).iterdir():
+            file.rename(folder / file.name)
+        (folder / adapter).rmdir()
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card template: sections without content
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

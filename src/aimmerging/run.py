@@ -13,15 +13,23 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from aimmerging import learning, manifest, report, rundir, sources
+from aimmerging import learning, manifest, methods, report, rundir, sources
 from aimmerging.config import RunConfig
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.loading import TaskSource
-from aimmerging.methods import METHODS, Method
-from aimmerging.models import LoadedModel, load_adapter_into, load_model, set_adapter_state
+from aimmerging.models import (
+    LoadedModel,
+    carry,
+    check_plain_lora,
+    load_model,
+    read_adapter,
+    set_adapter_state,
+    wearing,
+)
 from aimmerging.progress import Progress
 from aimmerging.scoring import Quiz, Scorer, save_quizzes
 from aimmerging.session import Session
+from aimmerging.state import load_state, save_state
 from aimmerging.tasks import Task, TaskStream
 
 Todo = Sequence[tuple[int, Sequence[Task]]]
@@ -48,12 +56,10 @@ def run(config: RunConfig, out: Path, *, base: Path = Path(), progress: Progress
 
 def run_stream(config: RunConfig, stream: TaskStream, out: Path, *, progress: Progress | None = None) -> Path:
     """As :func:`run`, with tasks that are already loaded."""
-    if config.method not in METHODS:
-        raise ConfigError(f"unknown method {config.method!r}; allowed: {', '.join(METHODS)}")
+    joint = methods.build(config).joint
     progress = progress or Progress()
     if config.single_task == "train":
         run_stream(_alone(config), stream, out / "single_task", progress=progress)
-    joint = METHODS[config.method](config.controller).joint
     return _learn_all(config, out, lambda: _not_yet_learned(out, stream, joint=joint), progress)
 
 
@@ -69,7 +75,7 @@ def learn(out: Path, task: Task, source: TaskSource, *, progress: Progress | Non
     known = rundir.learned_tasks(out)
     if task.name in known:
         raise RunDirectoryError(f"{out} has learned {task.name!r} already; give the new task another --name")
-    if METHODS[config.method](config.controller).joint:
+    if methods.build(config).joint:
         raise RunDirectoryError(f"{out} learned all its tasks at once ({config.method}); no task can be added to it")
     progress = progress or Progress()
     if config.single_task == "train" and task.name not in rundir.learned_tasks(out / "single_task"):
@@ -87,7 +93,6 @@ def _alone(config: RunConfig) -> RunConfig:
 def _learn_all(config: RunConfig, out: Path, plan: Callable[[], Todo], progress: Progress) -> Path:
     """Do the stages that `plan` names, under the run directory's lock."""
     ranks = PartialState(cpu=config.training.device == "cpu")
-    method = METHODS[config.method](config.controller)
     with _owned(out, ranks):
         if (out / "config.yaml").exists():
             rundir.check_same_config(out, config)
@@ -101,6 +106,8 @@ def _learn_all(config: RunConfig, out: Path, plan: Callable[[], Todo], progress:
         with ranks.main_process_first():
             folder = sources.base_folder(config.model, progress)
         loaded = load_model(config, folder)
+        if methods.build(config).merges:
+            check_plain_lora(loaded.model, config.method)
         for _, tasks in todo:
             for task in tasks:
                 loaded.codec.prompt(task.train[0])  # chats need a template: known before the first task is trained
@@ -109,7 +116,7 @@ def _learn_all(config: RunConfig, out: Path, plan: Callable[[], Todo], progress:
             manifest.write_manifest(out, config, loaded)
         ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
         for index, tasks in todo:
-            _learn(config, loaded, method, index, tasks, out=out, ranks=ranks, progress=progress)
+            _learn(config, loaded, index, tasks, out=out, ranks=ranks, progress=progress)
             ranks.wait_for_everyone()
     return out
 
@@ -167,7 +174,6 @@ def _not_yet_learned(out: Path, stream: TaskStream, *, joint: bool) -> Todo:
 def _learn(
     config: RunConfig,
     loaded: LoadedModel,
-    method: Method,
     index: int,
     tasks: Sequence[Task],
     *,
@@ -175,38 +181,46 @@ def _learn(
     ranks: PartialState,
     progress: Progress,
 ) -> None:
-    """One stage: train → remember → evaluate → commit."""
-    past = rundir.committed_stages(out)
+    """One stage: train → remember → evaluate → commit.
+
+    All that it goes on from is read from the last stage, so that it does not matter whether the process is a new one.
+    """
+    past, method = rundir.committed_stages(out), methods.build(config)
+    carried = load_state(past[-1].path / "method") if past else None
     title = tasks[0].name if len(tasks) == 1 else "all tasks"
     first = index - len(tasks) + 1
     quizzes = [Quiz.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, start=first)]
     scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
 
+    carry(loaded.model, None)
     set_adapter_state(loaded.model, loaded.fresh)
-    baseline = config.evaluation.zero_shot and not method.fresh_adapter
+    baseline = config.evaluation.zero_shot and not method.alone
     zero_shot = scorer.scores(quizzes) if baseline else {}
-    if past and not method.fresh_adapter:
-        load_adapter_into(loaded.model, past[-1].path / "adapter")
-    before = scorer.scores(quizzes) if baseline and past else {}
+    last = read_adapter(past[-1].path / "adapter") if past and not method.alone else None
+    with wearing(loaded.model, last):
+        before = scorer.scores(quizzes) if baseline and last else {}
+    if last and not method.fresh_adapter:
+        set_adapter_state(loaded.model, last)
 
     rows = [row for task in tasks for row in task.train]
     memory = learning.recall(past, loaded) if method.rehearses else learning.NOTHING
     with progress.bar(f"{config.method}: {title}", learning.updates(config, len(rows))) as advance:
         trained = learning.train(
-            config, loaded, method, rows, memory, index=index, step_done=_narrator(title, advance, progress)
+            config, loaded, method, rows, memory, carried, index=index, step_done=_narrator(title, advance, progress)
         )
     if not ranks.is_main_process:
         return
     costs = trained.session.costs
-    with rundir.commit_stage(out, index, title) as folder:
+    with rundir.commit_stage(out, index, title) as folder, wearing(loaded.model, trained.evaluated) as adapter:
         with costs.measure("memory"):
             kept = learning.remember(config, loaded, tasks[0], folder / "memory") if method.rehearses else None
         with costs.measure("evaluation"):
-            earlier = [] if method.fresh_adapter else Quiz.saved(past)
+            earlier = [] if method.alone else Quiz.saved(past)
             scores = scorer.scores([*earlier, *quizzes], folder / "predictions")
         results = {"scores": scores, "zero_shot": zero_shot, "before": before.get(title), "memory": kept}
-        manifest.write_stage(folder, config, trained, loaded, tasks, index=index, results=results)
+        manifest.write_stage(folder, config, trained, loaded, tasks, index=index, results=results, adapter=adapter)
         save_quizzes(folder, quizzes)
+        save_state(folder / "method", method.state())
     manifest.write_manifest(out, config, loaded)
     _derive(out)
     progress.say(_headline(config.method, title, scores, costs.merges))

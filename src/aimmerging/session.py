@@ -6,7 +6,7 @@ method rehearses, distils, accumulates and counts in the same way, on one device
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from aimmerging import memory
 from aimmerging.distillation import AnswerLogits, distillation_loss
 from aimmerging.errors import ConfigError
+from aimmerging.models import adapter_state, set_adapter_state
 from aimmerging.signals import TokenLoss, token_losses, total_change
 
 
@@ -80,6 +81,10 @@ class Costs:
             _synchronise()
             name = f"{kind}_seconds"
             setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _synchronise() -> None:
@@ -147,10 +152,37 @@ class Session:
         return any(self.sizes.values())
 
     @property
+    def model(self) -> Any:
+        """The PEFT model."""
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    @property
     def adapter(self) -> list[Tensor]:
         """The trainable tensors in named_parameters order; this rank's shards where they are sharded."""
-        parameters = [value for value in self.trainer.model.parameters() if value.requires_grad]
-        return [value.to_local() if isinstance(value, DTensor) else value for value in parameters]
+        return [_local(value) for value in self._trainable]
+
+    @property
+    def named_adapter(self) -> dict[str, Tensor]:
+        """Copies of the adapter's tensors by PEFT's names, as :meth:`Method.evaluation_adapter` gives them."""
+        return adapter_state(self.model)
+
+    @named_adapter.setter
+    def named_adapter(self, tensors: dict[str, Tensor]) -> None:
+        set_adapter_state(self.model, tensors)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Gradients of `adapter`, in its order, to be changed in place; under fp16 they carry the loss scale."""
+        found: list[Tensor] = []
+        for parameter in self._trainable:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            found.append(_local(parameter.grad))
+        return found
+
+    @property
+    def _trainable(self) -> list[Tensor]:
+        return [value for value in self.trainer.model.parameters() if value.requires_grad]
 
     def change_since(self, anchor: Sequence[Tensor]) -> float:
         """Σ|θ − anchor|; replicas are equal, so only shards of a tensor add up over processes."""
@@ -184,7 +216,7 @@ class Session:
                 labels = batch.pop("labels")
                 with self.trainer.compute_loss_context_manager():
                     logits = model(**batch).logits
-                losses = token_losses(logits, labels, shift=self._shift)
+                losses = token_losses(logits, labels, shift=self.shift)
                 total = TokenLoss(total.total + losses.sum().item(), total.tokens + losses.numel())
             model.train(was_training)
             loss = TokenLoss(*self.sum_over_ranks(*total)).mean
@@ -193,47 +225,113 @@ class Session:
         self.costs.probe_rows += rows
         return loss
 
-    def rehearse(self, steps: int) -> None:
-        """Take `steps` optimizer steps on memory batches; the task's learning-rate schedule does not advance."""
+    def rehearse(
+        self,
+        steps: int,
+        *,
+        penalty: Callable[[], Tensor] | None = None,
+        before_update: Callable[[], None] | None = None,
+    ) -> None:
+        """Take `steps` optimizer steps on memory batches; the task's learning-rate schedule does not advance.
+
+        Args:
+            steps: how many.
+            penalty: added to the mean rehearsal loss, a scalar of the adapter's weights.
+            before_update: called before each of the steps, when `gradients` are whole and not yet clipped.
+        """
         with self.costs.measure("rehearsal"), self._rehearsal_moments():
             for _ in range(steps):
-                self._rehearsal_step()
+                self._memory_backward(penalty)
+                if before_update is not None:
+                    before_update()
+                if self.trainer.args.max_grad_norm > 0:
+                    self.trainer._clip_grad_norm(self.trainer.model_wrapped)
+                self.trainer.optimizer.step()
+                self.trainer.model_wrapped.zero_grad()
         self.costs.memory_updates += steps
-        self.costs.memory_rows += steps * self.settings.batch_size
+
+    def memory_gradients(self) -> list[Tensor]:
+        """Gradients of the mean loss on the next memory batch, in `adapter`'s order; those that are there stay.
+
+        Counts as one rehearsal step's rows, not as an update. Under fp16 the gradients carry the loss scale.
+        """
+        with self.costs.measure("rehearsal"):
+            own = [gradient.clone() for gradient in self.gradients]
+            self.trainer.model_wrapped.zero_grad()
+            self._memory_backward(None)
+            found = [gradient.clone() for gradient in self.gradients]
+            for gradient, value in zip(self.gradients, own, strict=True):
+                gradient.copy_(value)
+        return found
+
+    def example_gradients(self, count: int) -> Iterator[list[Tensor]]:
+        """Gradient of each of `count` training rows' summed log-likelihood, in eval mode: for a per-example Fisher.
+
+        The rows lie evenly spaced over the task, fewer if it has fewer; every process sees all of them. Gradients that
+        the optimizer holds are gone afterwards.
+        """
+        trainer, rows = self.trainer, self.trainer.train_dataset
+        was_training = trainer.model.training
+        trainer.model.eval()
+        for place in range(min(count, len(rows))):
+            batch = self._prepared([rows[place * len(rows) // min(count, len(rows))]])
+            labels = batch.pop("labels")
+            with trainer.compute_loss_context_manager():
+                logits = self.model(**batch).logits
+            loss = token_losses(logits, labels, shift=self.shift).sum()
+            yield [_local(value) for value in torch.autograd.grad(loss, self._trainable)]
+        trainer.model.train(was_training)
+
+    @torch.no_grad()
+    def logits_with(self, adapter: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits of the model with other adapter values, in eval mode; the adapter itself is not touched.
+
+        Args:
+            adapter: values in place of `adapter`, the same shapes and order; any float dtype.
+            batch: as the model takes it, with its labels.
+        """
+        model = self.model
+        names = [name for name, value in model.named_parameters() if value.requires_grad]
+        was_training = model.training
+        model.eval()
+        try:
+            return torch.func.functional_call(model, dict(zip(names, adapter, strict=True)), kwargs=dict(batch)).logits
+        finally:
+            model.train(was_training)
 
     def reset_moments(self) -> None:
         """Forget the task optimizer's moments, which belong to weights that a fusion has just replaced."""
         self.trainer.optimizer.state.clear()
 
-    def _rehearsal_step(self) -> None:
+    def _memory_backward(self, penalty: Callable[[], Tensor] | None) -> None:
+        """Leave the gradients of the next memory batch's mean loss."""
         trainer, model = self.trainer, self.trainer.model_wrapped
         refs = memory.draw(self.sizes, self.settings.batch_size, self.settings.seed, self.drawn)
         self.drawn += 1
+        self.costs.memory_rows += self.settings.batch_size
         model.train()
         micro_batches = list(self._micro_batches(refs))
-        own = sum(self._answer_tokens(batch["labels"]) for batch, _ in micro_batches)
+        own = sum(self.answer_tokens(batch["labels"]) for batch, _ in micro_batches)
         [tokens] = self.sum_over_ranks(own)
         for place, (batch, answers) in enumerate(micro_batches):
             last = place == len(micro_batches) - 1
             with nullcontext() if last else trainer.accelerator.no_sync(model):
                 # gradients are averaged over processes, so the sum over all tokens needs the factor `world`
                 loss = self._rehearsal_loss(model, batch, answers) * self.world / max(tokens, 1)
+                if last and penalty is not None:
+                    loss = loss + penalty()
                 trainer.accelerator.backward(loss)
-        if trainer.args.max_grad_norm > 0:
-            trainer._clip_grad_norm(model)
-        trainer.optimizer.step()
-        model.zero_grad()
 
     def _rehearsal_loss(self, model: Any, batch: dict[str, Tensor], answers: list[AnswerLogits] | None) -> Tensor:
         """Summed over the batch's answer tokens: CE, plus the weighted KL to the stored logits."""
         labels = batch.pop("labels")
         with self.trainer.compute_loss_context_manager():
             logits = model(**batch).logits
-        loss = token_losses(logits, labels, shift=self._shift).sum()
+        loss = token_losses(logits, labels, shift=self.shift).sum()
         if answers is None:
             return loss
         kl = distillation_loss(
-            logits, labels, answers, shift=self._shift, temperature=self.settings.distillation_temperature
+            logits, labels, answers, shift=self.shift, temperature=self.settings.distillation_temperature
         )
         return loss + self.settings.distillation_weight * kl
 
@@ -241,17 +339,21 @@ class Session:
         self, refs: Sequence[memory.MemoryRef]
     ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits] | None]]:
         """This rank's rows of a draw, collated and on the device, with their stored logits where all rows have some."""
-        trainer, size = self.trainer, self.settings.micro_batch_size
-        mine = refs[trainer.accelerator.process_index :: self.world]
+        size = self.settings.micro_batch_size
+        mine = refs[self.trainer.accelerator.process_index :: self.world]
         for start in range(0, len(mine), size):
             chunk = mine[start : start + size]
-            batch = trainer._prepare_inputs(trainer.data_collator([self.features[ref.task][ref.row] for ref in chunk]))
-            if self._encoder_decoder and "decoder_input_ids" not in batch:
-                base = trainer.accelerator.unwrap_model(trainer.model)
-                batch["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(batch["labels"])
+            batch = self._prepared([self.features[ref.task][ref.row] for ref in chunk])
             stored = [self.answers[ref.task][ref.row] for ref in chunk if ref.task in self.answers]
             wanted = self.settings.distillation_weight > 0 and len(stored) == len(chunk)
-            yield dict(batch), stored if wanted else None
+            yield batch, stored if wanted else None
+
+    def _prepared(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Rows as one batch on the device, complete without its labels."""
+        batch = self.trainer._prepare_inputs(self.trainer.data_collator(rows))
+        if self._encoder_decoder and "decoder_input_ids" not in batch:
+            batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(batch["labels"])
+        return dict(batch)
 
     @contextmanager
     def _rehearsal_moments(self) -> Iterator[None]:
@@ -273,14 +375,15 @@ class Session:
         optimizer = self.trainer.optimizer
         optimizer.state, self._own_moments = self._own_moments, optimizer.state
 
-    def _answer_tokens(self, labels: Tensor) -> int:
+    def answer_tokens(self, labels: Tensor) -> int:
         """Labels that carry a loss; a decoder-only model predicts none at the first position."""
-        return int((labels[:, 1:] if self._shift else labels).ne(-100).sum())
+        return int((labels[:, 1:] if self.shift else labels).ne(-100).sum())
 
     @property
     def _encoder_decoder(self) -> bool:
         return bool(self.trainer.model.config.is_encoder_decoder)
 
     @property
-    def _shift(self) -> bool:
+    def shift(self) -> bool:
+        """Whether logits at position p predict the label at p + 1, as decoder-only models' do."""
         return not self._encoder_decoder

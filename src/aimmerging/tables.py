@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from aimmerging.comparison import Outcome
 
 
+_WORDS = ("why", "policy", "definition", "version", "overlaps", "licence")
+_WORDS += ("reference", "stores", "cost a step", "verified against", "settings")
+"""Columns that hold text, which stands left."""
+
+
 def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasise: str | None = None) -> None:
     """Print a table; numbers stand right, `emphasise` is the first cell of a row to make bold."""
     table = Table()
     for place, column in enumerate(columns):
-        words = place == 0 or column in ("why", "policy", "definition", "version", "overlaps", "licence")
+        words = place == 0 or column in _WORDS
         table.add_column(escape(column), justify="left" if words else "right", overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row), style="bold" if row[0] == emphasise else None)

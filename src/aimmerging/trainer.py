@@ -105,7 +105,31 @@ class ContinualMixin:
         self.session.costs.task_rows += len(inputs["input_ids"]) * self.session.world
         loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self._micro_losses.append(loss)
+        if self.accelerator.sync_gradients:  # pyright: ignore[reportAttributeAccessIssue]
+            self.method.before_step(self.session)
         return loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """As the trainer's, and while training with the method's extra loss, weighted as the batch's token loss is."""
+        plain = super().compute_loss  # pyright: ignore[reportAttributeAccessIssue]
+        if not model.training or type(self.method).extra_loss is Method.extra_loss:
+            # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
+            return plain(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = plain(model, inputs, True, num_items_in_batch)
+        extra = self.method.extra_loss(self.session, inputs, outputs)
+        if extra is not None:
+            loss = loss + extra * self._share(inputs["labels"], num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _share(self, labels: torch.Tensor, num_items_in_batch: Any) -> float | torch.Tensor:
+        """What a micro-batch's mean weighs in the loss of its step, before the trainer divides by their number."""
+        trainer: Any = self
+        if num_items_in_batch is None or not trainer.model_accepts_loss_kwargs:
+            return 1.0
+        processes = self.session.world if trainer.args.average_tokens_across_devices else 1
+        return self.session.answer_tokens(labels) * processes / num_items_in_batch
 
     def current_learning_rate(self) -> float:
         """The learning rate the optimizer holds now."""

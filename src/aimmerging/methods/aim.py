@@ -1,59 +1,70 @@
 """AIMMerging: watch the trajectory, then merge what the task and what the rehearsal moved (arXiv 2509.17348)."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from aimmerging import controller
-from aimmerging.controller import ControllerConfig, ControllerState, Observation
+from aimmerging.controller import ControllerState, Observation
 from aimmerging.fusion import fuse_, snapshot
-from aimmerging.methods.base import Method
+from aimmerging.methods.base import About, Method
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from aimmerging.session import Session
 
 _LETTER = {"collect": "c", "threshold": "t", "quiet": "q", "hit": "h", "forced": "f", None: None}
 
 
+@dataclass
 class Aim(Method):
-    """Adaptive iterative merging with the given controller (default: :data:`aimmerging.controller.DEFAULT`)."""
+    """Adaptive iterative merging, decided by the run's controller."""
 
     rehearses = True
+    merges = True
+    about = About(
+        "AIMMerging, arXiv 2509.17348", "memory rows", "1 + ratio, and a probe", "golden decisions, algebraic oracles"
+    )
 
-    def __init__(self, config: ControllerConfig = controller.DEFAULT) -> None:
-        self.config = config
-        self.state: ControllerState = controller.initial_state(config)
-        self.anchor: list[Tensor] = []
+    trajectory: ControllerState = field(init=False)
+    anchor: list[Tensor] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.trajectory = controller.initial_state(self.controller)
 
     def before_task(self, session: "Session") -> None:
         """θ_prev is the adapter as it came in; the controller starts anew."""
-        self.state = controller.initial_state(self.config)
+        self.trajectory = controller.initial_state(self.controller)
         self.anchor = snapshot(session.adapter)
 
     def after_step(self, session: "Session") -> None:
         """Probe, observe, and merge when the controller says so."""
         if not session.has_memory:
             return
-        loss = session.probe() if controller.probe_due(self.config, self.state) else None
-        self.state, phase = controller.observe(
-            self.config, self.state, Observation(session.step, loss, session.learning_rate)
+        loss = session.probe() if controller.probe_due(self.controller, self.trajectory) else None
+        self.trajectory, phase = controller.observe(
+            self.controller, self.trajectory, Observation(session.step, loss, session.learning_rate)
         )
         session.events[-1] |= {
             "memory_loss": loss,
             "phase": _LETTER[phase],
-            "threshold": self.state.threshold,
-            "interval": self.state.interval,
+            "threshold": self.trajectory.threshold,
+            "interval": self.trajectory.interval,
         }
-        ended = self.config.merge_at_end and session.is_last_step and session.step > self.state.last_merge
-        if ended or controller.merge_due(self.state):
+        ended = self.controller.merge_at_end and session.is_last_step and session.step > self.trajectory.last_merge
+        if ended or controller.merge_due(self.trajectory):
             self._merge(session)
+
+    def after_task(self, session: "Session") -> None:
+        """The next task starts its own trajectory."""
+        self.anchor = []
 
     def _merge(self, session: "Session") -> None:
         """Rehearse from θ_task, fuse both moves, start the next interval from the result."""
         with session.costs.measure("fusion"):
             before_rehearsal = snapshot(session.adapter)
             change = session.change_since(self.anchor)
-        self.state, decision = controller.decide(self.config, self.state, change)
+        self.trajectory, decision = controller.decide(self.controller, self.trajectory, change)
         session.rehearse(decision.rehearsal_steps)
         with session.costs.measure("fusion"):
             fuse_(session.adapter, self.anchor, before_rehearsal, decision.weight_in, decision.weight_out)
@@ -62,3 +73,12 @@ class Aim(Method):
                 session.reset_moments()
         session.costs.merges += 1
         session.record({"kind": "merge", **decision.to_json()})
+
+    def state(self) -> dict[str, Any]:
+        """The controller's state and θ_prev."""
+        return {"trajectory": self.trajectory.to_json(), "anchor": self.anchor}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take both back."""
+        self.trajectory = ControllerState.from_json(state["trajectory"])
+        self.anchor = state["anchor"]

@@ -1,42 +1,49 @@
 """The yardsticks: no protection at all, plain replay, each task alone, all tasks at once."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aimmerging.methods.base import Method
+from aimmerging.methods.base import About, Method
 
 if TYPE_CHECKING:
     from aimmerging.session import Session
 
 
+@dataclass
 class Sequential(Method):
     """Fine-tune task after task on one adapter: the lower line."""
 
+    about = About("plain fine-tuning", "nothing", "1", "transformers' own trainer, to the bit")
 
+
+@dataclass
 class SingleTask(Method):
     """A fresh adapter for every task, same budget: the reference of forward transfer."""
 
     fresh_adapter = True
+    alone = True
+    about = About("one adapter a task", "one adapter a task", "1", "plain fine-tuning of each task")
 
 
+@dataclass
 class MultiTask(Method):
     """All tasks shuffled together for as many updates as the sequence takes: the upper line."""
 
     joint = True
+    about = About("joint training", "all rows", "1", "plain fine-tuning on the union")
 
 
+@dataclass
 class Replay(Method):
-    """Interleaved replay: `ratio` rehearsal steps for every step on the task, and no merge.
+    """Interleaved replay: `rehearsal_ratio` rehearsal steps for every step on the task, and no merge.
 
     The fair yardstick of AIMMerging: it spends the same rehearsal (docs/method.md, cost).
     """
 
     rehearses = True
-
-    def __init__(self, ratio: float = 1.0) -> None:
-        self.ratio = ratio
+    about = About("experience replay", "memory rows", "1 + ratio", "hand-interleaved steps, to the bit")
 
     def after_step(self, session: "Session") -> None:
         """Rehearse whenever another whole step is due."""
         if session.has_memory:
-            due = int(session.step * self.ratio + 1e-9) - session.costs.memory_updates
-            session.rehearse(due)
+            session.rehearse(self.rehearsal_due(session))
