@@ -23,6 +23,14 @@ def test_configuration_page_is_up_to_date():
     assert page == module.render(), "run python docs/make_configuration.py"
 
 
+def test_list_of_methods_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("make_methods", ROOT / "docs" / "make_methods.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert text == module.page(text), "run python docs/make_methods.py"
+
+
 def test_architecture_names_every_module():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.split("## One line a module")[1]
@@ -87,3 +95,4 @@ def test_a_method_written_as_the_page_shows_learns_and_rehearses(tmp_path, tiny_
     )
     trainer.train()
     assert trainer.session.costs.memory_updates == 2
+    assert trainer.method.state() == {"anchor": []}
