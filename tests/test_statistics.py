@@ -187,3 +187,17 @@ def test_the_detectable_difference_scales_with_the_spread_and_shrinks_with_runs(
 @pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0]])
 def test_without_spread_nothing_is_said(values):
     assert smallest_detectable(values) is None
+
+
+@pytest.mark.parametrize(
+    ("means", "verdict"),
+    [
+        ([5.0, 6.0, 5.5], "better"),
+        ([-5.0, -6.0, -5.5], "worse"),
+        ([9.0, 1.0, 2.0], "within the spread"),
+        ([1.0], "one pair"),
+    ],
+)
+def test_verdict_needs_more_than_the_spread_of_the_pairs(means, verdict):
+    pairs = {"given": [[np.full(50, mean)] for mean in means]}
+    assert difference(pairs, draws=500).verdict == verdict

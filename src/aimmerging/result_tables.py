@@ -105,7 +105,8 @@ def _comparisons(results: Results) -> Table:
         "Differences of OP, points",
         f"Paired hierarchical bootstrap over orders, seeds and test rows, {DRAWS:,} draws: difference, 95 % interval "
         "and two-sided p, Holm-corrected over these comparisons. Detectable: the smallest true difference that a "
-        "paired t-test over as many pairs of runs would find with power .8 at level .05.",
+        "paired t-test over as many pairs of runs would find with power .8 at level .05. Verdict: better or worse where "
+        "the difference exceeds the 95 % t-interval over the pairs and the bootstrap's interval leaves out zero.",
         (
             Column("comparison", "comparison", "text"),
             Column("difference", "difference", "change"),
@@ -113,10 +114,11 @@ def _comparisons(results: Results) -> Table:
             Column("p_holm", "p (Holm)", "p"),
             Column("detectable", "detectable", "points"),
             Column("pairs", "pairs", "count"),
+            Column("verdict", "verdict", "text"),
         ),
         tuple(
             (f"{c.method} - {c.baseline}", Interval(*c.difference[:3]), c.difference.p, c.p_holm,
-             c.difference.detectable, c.difference.pairs)
+             c.difference.detectable, c.difference.pairs, c.difference.verdict)
             for c in results.comparisons
         ),
     )  # fmt: skip

@@ -134,7 +134,8 @@ class Results:
             },
             "references": {name: value._asdict() for name, value in self.references.items()},
             "comparisons": [
-                {"method": c.method, "baseline": c.baseline, **c.difference._asdict(), "p_holm": c.p_holm}
+                {"method": c.method, "baseline": c.baseline, **c.difference._asdict(), "p_holm": c.p_holm,
+                 "verdict": c.difference.verdict}
                 for c in self.comparisons
             ],
             "runs": [

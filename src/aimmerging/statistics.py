@@ -42,6 +42,7 @@ class Difference(NamedTuple):
         p: two-sided, from the same draws.
         detectable: see :func:`smallest_detectable`.
         pairs: of runs.
+        margin: half width of the 95 % t-interval over the pairs' differences; None with one pair.
     """
 
     mean: float
@@ -50,6 +51,16 @@ class Difference(NamedTuple):
     p: float
     detectable: float | None
     pairs: int
+    margin: float | None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference exceeds the spread of its pairs and the draw of the test rows: both must say so."""
+        if self.margin is None:
+            return "one pair"
+        if abs(self.mean) <= self.margin or self.low <= 0 <= self.high:
+            return "within the spread"
+        return "better" if self.mean > 0 else "worse"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -93,6 +104,7 @@ def difference(pairs: Mapping[str, Sequence[RunDifference]], *, draws: int = DRA
         p=_two_sided(drawn),
         detectable=smallest_detectable(runs),
         pairs=len(runs),
+        margin=estimate(runs).margin,
     )
 
 
