@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aimmerging.errors import ModelError
+
 Adapter = Mapping[str, Tensor]
 
 
@@ -31,8 +33,19 @@ class Factors(NamedTuple):
 
 
 def layers(adapter: Adapter) -> dict[str, Factors]:
-    """The factors of every layer, by the layer's name, in float32."""
+    """The factors of every layer, by the layer's name, in float32.
+
+    Raises:
+        ModelError: a tensor is no factor of a linear layer; of embeddings and convolutions PEFT keeps others.
+    """
     names = [name.removesuffix(".lora_A.weight") for name in adapter if name.endswith(".lora_A.weight")]
+    known = {f"{name}.lora_{factor}.weight" for name in names for factor in "AB"}
+    other = [name for name, value in adapter.items() if name not in known or value.ndim != 2]
+    if other:
+        raise ModelError(
+            f"{other[0]} is no factor of a linear layer, and only those are combined; leave embeddings and "
+            "convolutions out of lora.target_modules, or choose a method that does not merge (`aimmerging methods`)"
+        )
     return {
         name: Factors(adapter[f"{name}.lora_A.weight"].float(), adapter[f"{name}.lora_B.weight"].float())
         for name in names
@@ -58,10 +71,20 @@ def truncated(factors: Factors, rank: int) -> Factors:
 
     O((inputs + outputs)·r²); ΔW itself is never built. Padded with zeros where `rank` is more than there is.
     """
+    return _balanced(*svd(factors), rank)
+
+
+def svd(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """U [outputs, n], Σ [n] falling and V [n, inputs] of ΔW = UΣV, n the rank that the factors have room for."""
     q_b, r_b = torch.linalg.qr(factors.b)
     q_a, r_a = torch.linalg.qr(factors.a.T)
     u, values, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    return _balanced(q_b @ u, values, v @ q_a.T, rank)
+    return q_b @ u, values, v @ q_a.T
+
+
+def norm(factors: Factors) -> Tensor:
+    """The Frobenius norm of ΔW, without building it."""
+    return ((factors.b.T @ factors.b) * (factors.a @ factors.a.T)).sum().clamp(min=0).sqrt()
 
 
 def factored(delta: Tensor, rank: int) -> Factors:

@@ -74,7 +74,7 @@ def _report_context(view: RunView) -> dict[str, Any]:
     figures["figure-curves"] = charts.score_curves(view)
     if stages:
         figures["figure-costs"] = charts.costs(view)
-    if view.costs.merges:
+    if view.decided:
         figures["figure-course"] = charts.timeline(view)
     tasks = view.manifest.get("tasks", [])
     return {
@@ -313,7 +313,13 @@ def _plotly_js() -> str:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that a crash leaves the old file or the new one."""
+    """Write under a temporary name and rename, so that a crash leaves the old file or the new one.
+
+    Raises:
+        RunDirectoryError: there is something else than a file in its place, a device say, which renaming would replace.
+    """
+    if path.exists() and not path.is_file():
+        raise RunDirectoryError(f"{path} is there and not a file; give another place")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

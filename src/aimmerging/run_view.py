@@ -4,18 +4,23 @@ Only committed stages are read; a stage folder without its COMMITTED marker is w
 Records are checked against the classes below while they are read, so a damaged file is named, never half shown.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from aimmerging import protocols
-from aimmerging.errors import RunDirectoryError
+from aimmerging.config import load_config
+from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.metrics import Summary
+from aimmerging.text_files import read_text
 
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""A whole number that a chart can show; larger ones are no counts."""
+Place = Annotated[int, Field(ge=1, lt=2**31)]
 SHOWN_MISTAKES = 5
 """Wrong answers kept of each task."""
 REFERENCE_METHODS = ("single_task", "multi_task")
@@ -34,14 +39,14 @@ class Costs:
     fusion_seconds: float = 0.0
     memory_seconds: float = 0.0
     evaluation_seconds: float = 0.0
-    task_updates: int = 0
-    task_rows: int = 0
-    memory_updates: int = 0
-    memory_rows: int = 0
-    probe_forwards: int = 0
-    probe_rows: int = 0
-    merges: int = 0
-    peak_memory_bytes: int | None = None
+    task_updates: Count = 0
+    task_rows: Count = 0
+    memory_updates: Count = 0
+    memory_rows: Count = 0
+    probe_forwards: Count = 0
+    probe_rows: Count = 0
+    merges: Count = 0
+    peak_memory_bytes: Count | None = None
 
     @property
     def training_seconds(self) -> float:
@@ -81,7 +86,7 @@ def total_costs(costs: Iterable[Costs]) -> Costs:
 class Step:
     """One optimizer step on the task; `memory_loss` and `phase` are None on steps without a probe."""
 
-    step: int
+    step: Count
     loss: float | None = None
     memory_loss: float | None = None
     phase: Literal["c", "t", "q", "h", "f"] | None = None
@@ -92,11 +97,11 @@ class Step:
 class Merge:
     """One merge as the controller decided it, see :class:`aimmerging.controller.Decision`."""
 
-    step: int
+    step: Count
     why: str
-    interval_before: int
-    interval_after: int
-    rehearsal_steps: int
+    interval_before: Count
+    interval_after: Count
+    rehearsal_steps: Count
     weight_in: float
     weight_out: float
     learning_signal: float
@@ -108,30 +113,30 @@ class Merge:
 class Memory:
     """What is kept of a task; after a drop `rows` is 0 and `dropped_at` says when."""
 
-    rows: int
+    rows: Count
     policy: str | None = None
     ratio: float | None = None
-    train_rows: int | None = None
+    train_rows: Count | None = None
     dropped: bool = False
     dropped_at: str | None = None
-    rows_before: int | None = None
+    rows_before: Count | None = None
 
 
 @dataclass(frozen=True)
 class MemoryCount:
     """Rows kept at the end of a stage, and the hard cap they were held to."""
 
-    rows: int
-    limit: int
+    rows: Count
+    limit: Count
 
 
 @dataclass(frozen=True)
 class Truncation:
     """Training rows whose input or output was longer than allowed, of `rows`."""
 
-    train_inputs: int = 0
-    train_outputs: int = 0
-    rows: int = 0
+    train_inputs: Count = 0
+    train_outputs: Count = 0
+    rows: Count = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class StageRecord:
     """stage.json."""
 
     schema_version: Literal[1]
-    index: int
+    index: Place
     task: str
     metric: str
     costs: Costs
@@ -180,7 +185,7 @@ class Scores:
     matrix: tuple[tuple[float | None, ...], ...]
     summary: Summary
     preset: str | None = None
-    seed: int | None = None
+    seed: Count | None = None
     metrics: tuple[str, ...] = ()
     single_task: tuple[float | None, ...] | None = None
 
@@ -226,6 +231,11 @@ class RunView:
         return total_costs(stage.record.costs for stage in self.stages)
 
     @property
+    def decided(self) -> bool:
+        """Whether a controller decided merges, so that there is a course to show; other methods merge by the clock."""
+        return any(stage.merges for stage in self.stages)
+
+    @property
     def passes(self) -> int:
         """Cost of a training row in forwards (s of the cost formula)."""
         return 3 if self.activation_checkpointing else 2
@@ -254,7 +264,7 @@ def read_run(run: Path) -> RunView:
         RunDirectoryError: the directory, a required file or a required field is missing or damaged.
     """
     run = Path(run)
-    if not run.is_dir():
+    if not os.path.isdir(run):  # unlike pathlib's, it takes any text for a path
         raise RunDirectoryError(f"{run} is not a directory; give the folder that a run was written to")
     config_text = _read_text(run / "config.yaml")
     manifest = _parse(dict[str, Any], run / "manifest.json", _read_text(run / "manifest.json"))
@@ -262,18 +272,23 @@ def read_run(run: Path) -> RunView:
     folders = sorted(marker.parent for marker in (run / "stages").glob("*/COMMITTED"))
     stages = tuple(sorted(map(_read_stage, folders), key=lambda stage: stage.record.index))
     _check_scores(run / "scores.json", scores, len(stages))
-    config = _config_values(run / "config.yaml", config_text)
-    training, protocol = config.get("training"), config.get("protocol")
+    try:
+        config = load_config(run / "config.yaml")
+    except ConfigError as error:
+        raise RunDirectoryError(str(error)) from None
+    protocol = config.protocol
+    if not isinstance(manifest.get("tasks", []), list):
+        raise RunDirectoryError(f"{run / 'manifest.json'} is damaged: tasks is not a list")
     return RunView(
         name=run.resolve().name,
         scores=scores,
         stages=stages,
         mistakes=tuple(found for stage in stages if (found := _read_mistakes(stage, folders))),
         config_text=config_text,
-        activation_checkpointing=isinstance(training, dict) and bool(training.get("activation_checkpointing")),
+        activation_checkpointing=config.training.activation_checkpointing,
         manifest=manifest,
         protocol=protocol,
-        departures=tuple(protocols.departures(protocol, config)) if protocol else (),
+        departures=tuple(protocols.departures(protocol, config.model_dump(mode="json"))) if protocol else (),
     )
 
 
@@ -323,29 +338,20 @@ def _read_mistakes(stage: Stage, folders: list[Path]) -> Mistakes | None:
     return Mistakes(stage.task, len(wrong), len(answers), tuple(shown))
 
 
-def _config_values(path: Path, text: str) -> dict[str, Any]:
-    """config.yaml as plain values; a file with something else than a mapping says nothing."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RunDirectoryError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    return values if isinstance(values, dict) else {}
-
-
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         raise RunDirectoryError(
             f"{path} is missing; a run directory holds config.yaml, manifest.json, scores.json and stages/"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from None
 
 
 def _read_lines(kind: type[_T], path: Path) -> Iterable[_T]:
     """Records of a JSONL file; none where there is no such file, since not every method writes every one."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return
     adapter = TypeAdapter(kind)
     for number, line in enumerate(_read_text(path).split("\n"), start=1):

@@ -4,22 +4,38 @@ A session is bound to one trainer and one task. It is the only place where memor
 method rehearses, distils, accumulates and counts in the same way, on one device or many.
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from aimmerging import memory
+from aimmerging import finite, memory, stopping
 from aimmerging.distillation import AnswerLogits, distillation_loss
 from aimmerging.errors import ConfigError
+from aimmerging.fusion import local
 from aimmerging.models import adapter_state, set_adapter_state
 from aimmerging.signals import TokenLoss, token_losses, total_change
+
+
+class RehearsalLoss(NamedTuple):
+    """ce · CE + kl · T² · KL(stored ‖ current), the mean over a memory batch's answer tokens.
+
+    Attributes:
+        ce: weight of the cross-entropy.
+        kl: weight of the distillation towards the stored answer logits.
+        temperature: T.
+    """
+
+    ce: float = 1.0
+    kl: float = 0.0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,7 @@ class RehearsalSettings:
         probe_rows: memory rows a probe, over all processes.
         probe_fixed: the same rows at every probe of the task.
         seed: of all draws.
+        on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
     """
 
     batch_size: int = 32
@@ -45,6 +62,12 @@ class RehearsalSettings:
     probe_rows: int = 16
     probe_fixed: bool = True
     seed: int = 0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+
+    @property
+    def loss(self) -> RehearsalLoss:
+        """Of a rehearsal step, where a method asks for no other."""
+        return RehearsalLoss(1.0, self.distillation_weight, self.distillation_temperature)
 
 
 @dataclass(slots=True)
@@ -70,6 +93,11 @@ class Costs:
         """Return plain data for stage.json."""
         return asdict(self)
 
+    @property
+    def total_seconds(self) -> float:
+        """Of the training: on the task, probing, rehearsing and fusing."""
+        return self.task_seconds + self.probe_seconds + self.rehearsal_seconds + self.fusion_seconds
+
     @contextmanager
     def measure(self, kind: Literal["probe", "rehearsal", "fusion", "memory", "evaluation"]) -> Iterator[None]:
         """Add the block's wall time to `kind`; the device is waited for, so its work counts where it was asked for."""
@@ -81,10 +109,6 @@ class Costs:
             _synchronise()
             name = f"{kind}_seconds"
             setattr(self, name, getattr(self, name) + time.perf_counter() - start)
-
-
-def _local(value: Tensor) -> Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _synchronise() -> None:
@@ -106,6 +130,7 @@ class Session:
         learning_rate: used by the last optimizer step.
         drawn: rehearsal batches drawn so far; the next draw's number.
         probed: probes so far.
+        own_moments: of the optimizer, by parameter, for `separate` rehearsal.
     """
 
     trainer: Any
@@ -117,7 +142,7 @@ class Session:
     learning_rate: float = 0.0
     drawn: int = 0
     probed: int = 0
-    _own_moments: Any = field(default_factory=lambda: defaultdict(dict))
+    own_moments: Any = field(default_factory=lambda: defaultdict(dict))
 
     def __post_init__(self) -> None:
         if self.settings.batch_size % self.world:
@@ -159,7 +184,7 @@ class Session:
     @property
     def adapter(self) -> list[Tensor]:
         """The trainable tensors in named_parameters order; this rank's shards where they are sharded."""
-        return [_local(value) for value in self._trainable]
+        return [local(value) for value in self._trainable]
 
     @property
     def named_adapter(self) -> dict[str, Tensor]:
@@ -177,7 +202,7 @@ class Session:
         for parameter in self._trainable:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            found.append(_local(parameter.grad))
+            found.append(local(parameter.grad))
         return found
 
     @property
@@ -185,10 +210,13 @@ class Session:
         return [value for value in self.trainer.model.parameters() if value.requires_grad]
 
     def change_since(self, anchor: Sequence[Tensor]) -> float:
-        """Σ|θ − anchor|; replicas are equal, so only shards of a tensor add up over processes."""
-        change = total_change(self.adapter, anchor)
-        sharded = any(isinstance(value, DTensor) for value in self.trainer.model.parameters() if value.requires_grad)
-        return self.sum_over_ranks(change)[0] if sharded else change
+        """Σ|θ − anchor|."""
+        return self.sum_over_shards(total_change(self.adapter, anchor))
+
+    def sum_over_shards(self, value: float) -> float:
+        """A sum over `adapter` made one over the whole: replicas are equal, so only shards of a tensor add up."""
+        sharded = any(isinstance(parameter, DTensor) for parameter in self._trainable)
+        return self.sum_over_ranks(value)[0] if sharded else value
 
     def record(self, event: dict[str, Any]) -> None:
         """Append one line to signals.jsonl."""
@@ -211,7 +239,7 @@ class Session:
             was_training = model.training
             model.eval()
             total = TokenLoss(0.0, 0.0)
-            refs = memory.draw(self.sizes, rows, self.settings.seed + 1, number)
+            refs = self._draw(rows, self.settings.seed + 1, number)
             for batch, _ in self._micro_batches(refs):
                 labels = batch.pop("labels")
                 with self.trainer.compute_loss_context_manager():
@@ -219,11 +247,13 @@ class Session:
                 losses = token_losses(logits, labels, shift=self.shift)
                 total = TokenLoss(total.total + losses.sum().item(), total.tokens + losses.numel())
             model.train(was_training)
-            loss = TokenLoss(*self.sum_over_ranks(*total)).mean
+            total = TokenLoss(*self.sum_over_ranks(*total))
         self.probed += 1
         self.costs.probe_forwards += 1
         self.costs.probe_rows += rows
-        return loss
+        if not math.isfinite(total.total):
+            finite.found(self, "loss of the memory probe", self.step)
+        return total.mean
 
     def rehearse(
         self,
@@ -240,28 +270,36 @@ class Session:
             before_update: called before each of the steps, when `gradients` are whole and not yet clipped.
         """
         with self.costs.measure("rehearsal"), self._rehearsal_moments():
-            for _ in range(steps):
-                self._memory_backward(penalty)
+            for number in range(steps):
+                if number:
+                    stopping.poll()  # a single step is waited for: the end of the task's own step is a better place
+                loss = self._memory_backward(self.settings.loss, penalty)
                 if before_update is not None:
                     before_update()
+                finite.check_step(self, loss, "rehearsal", self.step)
                 if self.trainer.args.max_grad_norm > 0:
                     self.trainer._clip_grad_norm(self.trainer.model_wrapped)
                 self.trainer.optimizer.step()
                 self.trainer.model_wrapped.zero_grad()
         self.costs.memory_updates += steps
 
-    def memory_gradients(self) -> list[Tensor]:
+    def memory_gradients(self, loss: RehearsalLoss | None = None) -> list[Tensor]:
         """Gradients of the mean loss on the next memory batch, in `adapter`'s order; those that are there stay.
 
         Counts as one rehearsal step's rows, not as an update. Under fp16 the gradients carry the loss scale.
+
+        Args:
+            loss: in place of the run's rehearsal loss.
         """
         with self.costs.measure("rehearsal"):
-            own = [gradient.clone() for gradient in self.gradients]
+            parameters = self._trainable
+            own = [parameter.grad for parameter in parameters]
             self.trainer.model_wrapped.zero_grad()
-            self._memory_backward(None)
-            found = [gradient.clone() for gradient in self.gradients]
-            for gradient, value in zip(self.gradients, own, strict=True):
-                gradient.copy_(value)
+            self._memory_backward(loss or self.settings.loss, None)
+            found = self.gradients
+            # the tensors themselves, so that a method may hold on to `gradients` over this call
+            for parameter, gradient in zip(parameters, own, strict=True):
+                parameter.grad = gradient
         return found
 
     def example_gradients(self, count: int) -> Iterator[list[Tensor]]:
@@ -279,7 +317,7 @@ class Session:
             with trainer.compute_loss_context_manager():
                 logits = self.model(**batch).logits
             loss = token_losses(logits, labels, shift=self.shift).sum()
-            yield [_local(value) for value in torch.autograd.grad(loss, self._trainable)]
+            yield [local(value) for value in torch.autograd.grad(loss, self._trainable)]
         trainer.model.train(was_training)
 
     @torch.no_grad()
@@ -303,37 +341,54 @@ class Session:
         """Forget the task optimizer's moments, which belong to weights that a fusion has just replaced."""
         self.trainer.optimizer.state.clear()
 
-    def _memory_backward(self, penalty: Callable[[], Tensor] | None) -> None:
-        """Leave the gradients of the next memory batch's mean loss."""
+    def _memory_backward(self, weights: RehearsalLoss, penalty: Callable[[], Tensor] | None) -> Tensor:
+        """Leave the gradients of the next memory batch's mean loss; returns its terms on this process."""
         trainer, model = self.trainer, self.trainer.model_wrapped
-        refs = memory.draw(self.sizes, self.settings.batch_size, self.settings.seed, self.drawn)
+        refs = self._draw(self.settings.batch_size, self.settings.seed, self.drawn)
         self.drawn += 1
         self.costs.memory_rows += self.settings.batch_size
         model.train()
         micro_batches = list(self._micro_batches(refs))
         own = sum(self.answer_tokens(batch["labels"]) for batch, _ in micro_batches)
         [tokens] = self.sum_over_ranks(own)
+        losses: list[Tensor] = []
         for place, (batch, answers) in enumerate(micro_batches):
             last = place == len(micro_batches) - 1
             with nullcontext() if last else trainer.accelerator.no_sync(model):
                 # gradients are averaged over processes, so the sum over all tokens needs the factor `world`
-                loss = self._rehearsal_loss(model, batch, answers) * self.world / max(tokens, 1)
+                loss = self._rehearsal_loss(model, batch, answers, weights) * self.world / max(tokens, 1)
                 if last and penalty is not None:
                     loss = loss + penalty()
                 trainer.accelerator.backward(loss)
+                losses.append(loss.detach())
+        return torch.stack(losses) if losses else torch.zeros(())
 
-    def _rehearsal_loss(self, model: Any, batch: dict[str, Tensor], answers: list[AnswerLogits] | None) -> Tensor:
-        """Summed over the batch's answer tokens: CE, plus the weighted KL to the stored logits."""
+    def _draw(self, rows: int, seed: int, number: int) -> list[memory.MemoryRef]:
+        """Draw memory rows.
+
+        Raises:
+            ConfigError: there are none; for good, where the method's class does not ask for any.
+        """
+        method = type(self.trainer.method)
+        if not method.rehearses:
+            raise ConfigError(
+                f"method {method.__name__} asks for memory rows, but its class says `rehearses = False`, so none are "
+                "kept; set `rehearses = True` in the class"
+            )
+        return memory.draw(self.sizes, rows, seed, number)
+
+    def _rehearsal_loss(
+        self, model: Any, batch: dict[str, Tensor], answers: list[AnswerLogits] | None, weights: RehearsalLoss
+    ) -> Tensor:
+        """Summed over the batch's answer tokens; without the KL where a row's stored logits are missing."""
         labels = batch.pop("labels")
         with self.trainer.compute_loss_context_manager():
             logits = model(**batch).logits
-        loss = token_losses(logits, labels, shift=self.shift).sum()
-        if answers is None:
+        loss = weights.ce * token_losses(logits, labels, shift=self.shift).sum()
+        if answers is None or not weights.kl:
             return loss
-        kl = distillation_loss(
-            logits, labels, answers, shift=self.shift, temperature=self.settings.distillation_temperature
-        )
-        return loss + self.settings.distillation_weight * kl
+        kl = distillation_loss(logits, labels, answers, shift=self.shift, temperature=weights.temperature)
+        return loss + weights.kl * kl
 
     def _micro_batches(
         self, refs: Sequence[memory.MemoryRef]
@@ -345,8 +400,7 @@ class Session:
             chunk = mine[start : start + size]
             batch = self._prepared([self.features[ref.task][ref.row] for ref in chunk])
             stored = [self.answers[ref.task][ref.row] for ref in chunk if ref.task in self.answers]
-            wanted = self.settings.distillation_weight > 0 and len(stored) == len(chunk)
-            yield batch, stored if wanted else None
+            yield batch, stored if len(stored) == len(chunk) else None
 
     def _prepared(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""
@@ -373,7 +427,7 @@ class Session:
 
     def _exchange_moments(self) -> None:
         optimizer = self.trainer.optimizer
-        optimizer.state, self._own_moments = self._own_moments, optimizer.state
+        optimizer.state, self.own_moments = self.own_moments, optimizer.state
 
     def answer_tokens(self, labels: Tensor) -> int:
         """Labels that carry a loss; a decoder-only model predicts none at the first position."""

@@ -8,14 +8,65 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from aimmerging.config import RunConfig, explain, unknown
 from aimmerging.errors import ConfigError
+from aimmerging.methods import merging
+from aimmerging.methods.a_gem import AGem
 from aimmerging.methods.aim import Aim
 from aimmerging.methods.base import About, Method
+from aimmerging.methods.der_plus_plus import DerPlusPlus
+from aimmerging.methods.ewc import EWC
+from aimmerging.methods.fixed_replay import FixedReplay
+from aimmerging.methods.forever import Forever
+from aimmerging.methods.inc_lora import IncLora
+from aimmerging.methods.l2_anchor import L2Anchor
+from aimmerging.methods.lwf import LwF
+from aimmerging.methods.migu import Migu
+from aimmerging.methods.mixed_replay import MixedReplay
+from aimmerging.methods.o_lora import OLora
+from aimmerging.methods.recurrent_kif import RecurrentKIF
+from aimmerging.methods.sfa import SFA
 from aimmerging.methods.simple import MultiTask, Replay, Sequential, SingleTask
+from aimmerging.methods.slao import SLAO
+from aimmerging.methods.slow_lora import SlowLora
+from aimmerging.methods.spaced_replay import SpacedReplay
+from aimmerging.methods.tasl import TaSL
+from aimmerging.methods.wise_ft import WiseFT
 
 METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,
     "replay": Replay,
     "aim": Aim,
+    "mixed_replay": MixedReplay,
+    "fixed_replay": FixedReplay,
+    "spaced_replay": SpacedReplay,
+    "forever": Forever,
+    "a_gem": AGem,
+    "der_plus_plus": DerPlusPlus,
+    "l2_anchor": L2Anchor,
+    "ewc": EWC,
+    "lwf": LwF,
+    "migu": Migu,
+    "recurrent_kif": RecurrentKIF,
+    "slow_lora": SlowLora,
+    "sfa": SFA,
+    "tasl": TaSL,
+    "wise_ft": WiseFT,
+    "inc_lora": IncLora,
+    "o_lora": OLora,
+    "slao": SLAO,
+    "merge_average": merging.Average,
+    "merge_task_arithmetic": merging.TaskArithmetic,
+    "merge_ties": merging.Ties,
+    "merge_dare": merging.Dare,
+    "merge_della": merging.Della,
+    "merge_breadcrumbs": merging.Breadcrumbs,
+    "merge_magmax": merging.MagMax,
+    "merge_slerp": merging.Slerp,
+    "merge_knots": merging.Knots,
+    "merge_core_space": merging.CoreSpace,
+    "merge_opcm": merging.Opcm,
+    "merge_regmean": merging.RegMean,
+    "merge_fisher": merging.FisherMerge,
+    "merge_became": merging.Became,
     "single_task": SingleTask,
     "multi_task": MultiTask,
 }
@@ -30,6 +81,10 @@ def build(config: RunConfig) -> Method:
     if config.method not in METHODS:
         raise ConfigError(f"{unknown('method', config.method, list(METHODS))} (`aimmerging methods` lists all)")
     kind = METHODS[config.method]
+    if kind.stored_logits and not config.memory.stored_logits:
+        raise ConfigError(
+            f"method {config.method!r} needs the logits of past models; set memory.stored_logits above 0, such as 32"
+        )
     try:
         settings = settings_of(kind).model_validate(config.settings)
     except ValidationError as error:

@@ -36,6 +36,7 @@ class Method:
     Attributes:
         controller: the run's `controller` section: how much is rehearsed, and when AIMMerging merges.
         rehearses: whether it needs rows of past tasks.
+        stored_logits: whether it needs the answer logits kept beside them.
         fresh_adapter: every task starts from a new adapter instead of the one the last task left.
         alone: a task is scored by itself, right after it is learned, and never again.
         joint: all tasks are learned at once, as one.
@@ -48,6 +49,7 @@ class Method:
     controller: ControllerConfig = DEFAULT
 
     rehearses: ClassVar[bool] = False
+    stored_logits: ClassVar[bool] = False
     fresh_adapter: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     joint: ClassVar[bool] = False

@@ -1,0 +1,79 @@
+"""Every method, interrupted between two tasks and in the middle of one: the rest of the run must not notice."""
+
+import shutil
+
+import pytest
+from short_runs import settings, task_files
+
+from aimmerging import learning
+from aimmerging.config import resolve
+from aimmerging.methods import METHODS
+from aimmerging.run import run
+from aimmerging.rundir import committed_stages, read_jsonl
+
+pytestmark = pytest.mark.slow
+
+TASKS = ("alpha", "beta", "gamma")
+SEQUENCES = sorted(name for name, kind in METHODS.items() if not kind.joint)
+BUSY = {
+    "recurrent_kif": {"interval": 3},
+    "fixed_replay": {"interval": 3},
+    "spaced_replay": {"day": 2},
+    "forever": {"day": 2, "strength": 0.1},
+    "slow_lora": {"decay": 0.9},
+    "o_lora": {"shrinkage": 0.1},
+    "slao": {"fisher": 0.5, "examples": 4},
+    "ewc": {"strength": 10.0, "fisher_rows": 4},
+}
+"""Settings under which a method does something within eight steps."""
+
+
+@pytest.fixture(scope="module", params=SEQUENCES)
+def whole(request, tiny_t5, tmp_path_factory):
+    """A run of three tasks of eight steps that nobody interrupted: its configuration, files and folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    for name in TASKS:
+        task_files(folder, name, train=16)
+    values = settings(tiny_t5, TASKS, method=request.param, protocol="matched", evaluation={"zero_shot": False})
+    values["training"]["epochs"] = 2
+    values["settings"] = BUSY.get(request.param, {})
+    values["checkpoint"] = {"every_steps": 4}
+    return resolve(values), folder, run(resolve(values), folder / "whole", base=folder)
+
+
+def outcome(out):
+    """What the last stage left: its adapter's hash, its answers, every loss on the way."""
+    stage = committed_stages(out)[-1]
+    answers = {path.name: path.read_text() for path in (stage.path / "predictions").iterdir()}
+    return stage.record["hashes"], stage.record["scores"], answers, read_jsonl(stage.path / "signals.jsonl")
+
+
+def test_a_run_interrupted_between_tasks_ends_as_one_that_was_not(whole):
+    config, folder, finished = whole
+    parted = shutil.copytree(finished, folder / "parted")
+    for stage in committed_stages(parted)[1:]:
+        shutil.rmtree(stage.path)
+    run(config, parted, base=folder)
+    assert len(committed_stages(parted)) == len(TASKS)
+    assert outcome(parted) == outcome(finished)
+
+
+def test_a_run_killed_within_a_task_ends_as_one_that_was_not(whole, monkeypatch):
+    """Killed after step 7 of the last task's eight; the last checkpoint is of step 4, within an interval."""
+    config, folder, finished = whole
+    killed = shutil.copytree(finished, folder / "killed")
+    shutil.rmtree(committed_stages(killed)[-1].path)
+    step_done = learning._StepDone.on_step_end
+
+    def kill(self, args, state, control, **kwargs):
+        step_done(self, args, state, control, **kwargs)
+        if state.global_step == 7:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning._StepDone, "on_step_end", kill)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(config, killed, base=folder)
+    assert [path.name for path in (killed / "working/03-gamma").glob("step-*")] == ["step-000004"]
+    run(config, killed, base=folder)
+    assert outcome(killed) == outcome(finished)
