@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast lint format types clean
+.PHONY: demo test test-fast test-kill lint format types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aimmerging demo --out demo
@@ -18,6 +18,10 @@ test: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+test-kill: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.kill --kills 60
+	$(BIN)/python -m tests.torn --faults 200
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

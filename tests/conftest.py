@@ -47,12 +47,10 @@ def save_tokenizer(folder, *, ends_prompts):
     return tokenizer
 
 
-@pytest.fixture(scope="session")
-def tiny_t5(tmp_path_factory) -> Path:
-    """Folder of a random one-layer T5 and its tokenizer."""
+def save_t5(folder) -> Path:
+    """A random one-layer T5 and its tokenizer."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    folder = tmp_path_factory.mktemp("tiny-t5")
     tokenizer = save_tokenizer(folder, ends_prompts=True)
     torch.manual_seed(0)
     config = T5Config(
@@ -71,12 +69,10 @@ def tiny_t5(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory) -> Path:
-    """Folder of a random one-layer Llama and its tokenizer, without a chat template."""
+def save_llama(folder) -> Path:
+    """A random one-layer Llama and its tokenizer, without a chat template."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
     tokenizer = save_tokenizer(folder, ends_prompts=False)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -92,3 +88,15 @@ def tiny_llama(tmp_path_factory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory) -> Path:
+    """Folder of a random one-layer T5 and its tokenizer."""
+    return save_t5(tmp_path_factory.mktemp("tiny-t5"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Folder of a random one-layer Llama and its tokenizer, without a chat template."""
+    return save_llama(tmp_path_factory.mktemp("tiny-llama"))

@@ -112,7 +112,7 @@ def command(config, out):
     def watched(config, loaded, *args, **kwargs):
         trained = train(config, loaded, *args, **kwargs)
         weights = {name: value.detach() for name, value in loaded.model.named_parameters() if value.requires_grad}
-        account.append({"events": trained.session.events, "adapter": digest(weights)})
+        account.append({"events": trained.events, "adapter": digest(weights)})
         return trained
 
     words = ["aimmerging", "run", str(config), "--out", str(out), "--json"]

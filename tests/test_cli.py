@@ -159,7 +159,8 @@ def test_wrong_configuration(tmp_path, name, text, message):
 def test_every_problem_of_a_configuration_at_once(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("benchmark: skills\nsed: 1\ntraining: {epochs: 0}\nlora: {rank: 0}")
-    assert refused("run", path, "--out", tmp_path / "run").startswith("error: 3 problems in the configuration:")
+    message = refused("run", path, "--out", tmp_path / "run")
+    assert message.startswith(f"error: {path}: 3 problems in the configuration:")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_interrupt_says_what_is_kept():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 130
-    assert "keeps its committed tasks" in done.stderr
+    assert "keeps what is committed" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -332,7 +333,7 @@ def test_doctor_counts_what_a_configuration_would_do(tmp_path, tiny_t5):
 def test_doctor_refuses_what_would_not_run(tmp_path, tiny_t5):
     config = config_file(tmp_path, tiny_t5)
     assert "allowed: sequential" in refused("doctor", config, "--set", "method=none")
-    assert "cannot be found" in refused("doctor", config, "--set", f"model.name={tmp_path}")
+    assert "cannot be loaded" in refused("doctor", config, "--set", f"model.name={tmp_path}")
     (tmp_path / "beta/test.jsonl").unlink()
     assert "no test split" in refused("doctor", config)
 

@@ -104,9 +104,12 @@ def test_damaged_adapter_is_named(trained, tmp_path):
     run = trained.copy(tmp_path)
     path = run / "stages/02-beta/adapter/adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    assert f"{path} cannot be read" in refused("predict", run, "x")
+    assert f"{path} does not match its hash" in refused("predict", run, "x")
+    whole = (trained.run / "stages/02-beta/adapter/adapter_model.safetensors").read_bytes()
+    path.write_bytes(whole[:-100] + bytes(100))
+    assert f"{path} does not match its hash" in refused("predict", run, "x")
     path.unlink()
-    assert f"{path} cannot be read" in refused("predict", run, "x")
+    assert f"{path} was committed and is gone" in refused("predict", run, "x")
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import signal
 import pytest
 from filelock import FileLock
 
-from aimmerging import rundir
+from aimmerging import commits, rundir
 from aimmerging.config import resolve
 from aimmerging.errors import RunDirectoryError
 from aimmerging.tasks import Row
@@ -62,14 +62,15 @@ def test_remains_of_a_killed_process_are_ignored_and_cleaned_up(run):
 
 def _commit_and_die(run, step, file):
     """Commit stage 2 in a process that is killed when `step` comes to `file`."""
-    original = getattr(rundir, step)
+    original = getattr(commits, step)
 
     def die(path, *args):
         if path.name == file:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(path, *args)
 
-    setattr(rundir, step, die)
+    setattr(commits, step, die)
+    rundir.write_text = commits.write_text
     commit(run, 2, "b")
 
 
@@ -77,7 +78,7 @@ def _commit_and_die(run, step, file):
     ("step", "file", "left"),
     [
         ("write_text", "stage.json", ".02-b.tmp"),
-        ("_sync", "stage.json", ".02-b.tmp"),
+        ("sync", "stage.json", ".02-b.tmp"),
         ("write_text", "COMMITTED", "02-b"),
     ],
 )

@@ -214,3 +214,15 @@ def test_the_documented_script_runs(tiny_llama, tmp_path):
     exec(snippets()[1], names)
     assert {name: len(kept) for name, kept in names["memory"].items()} == {"a": 2, "b": 2}
     assert names["trainer"].session.costs.merges > 0
+
+
+@pytest.mark.parametrize("at", [3, 4, 8])
+def test_train_resume_from_checkpoint_is_exact(tiny_llama, tmp_path, earlier, at):
+    """Between merges, at an epoch's end and at a merge."""
+    changes = {"memory": earlier, "save_strategy": "steps", "save_steps": 1}
+    whole = sft(tiny_llama, tmp_path, Aim(EVERY_THREE), **changes)
+    whole.train()
+    resumed = sft(tiny_llama, tmp_path / "again", Aim(EVERY_THREE), **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+    assert far(adapter(whole), adapter(resumed)) == 0.0
+    assert whole.session.events == resumed.session.events

@@ -1,6 +1,7 @@
 """The commands. Heavy imports wait until a command runs, so that `--help` answers at once.
 
-Exit codes: 0 done, 2 the user's mistake (one message, no traceback), 130 stopped by Ctrl-C, 1 anything else.
+Exit codes: 0 done, 2 the user's mistake (one message, no traceback), 130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything
+else.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aimmerging import stopping, wording
 from aimmerging.errors import AimmergingError, ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +28,24 @@ app = typer.Typer(
 memory_app = typer.Typer(help="What a run keeps of past tasks.", no_args_is_help=True)
 app.add_typer(memory_app, name="memory")
 
-RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+
+def _checked_path(path: Path) -> Path:
+    """Refuse what the operating system does not take for a path, a name that is too long above all.
+
+    Raises:
+        ConfigError: says why.
+    """
+    try:
+        path.exists()
+    except OSError as error:
+        raise ConfigError(f"{path} is no path to a run directory: {error.strerror}") from None
+    return path
+
+
+RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN", callback=_checked_path)]
+AcceptOption = Annotated[
+    bool, typer.Option("--accept-changes", help="Go on although library versions or values that are safe changed.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: training.epochs=3.")]
 
@@ -39,11 +58,14 @@ def main() -> None:
     try:
         app(prog_name="aimmerging")
     except AimmergingError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {wording.message(str(error))}", err=True)
         sys.exit(2)
+    except stopping.Stopped as stop:
+        typer.echo(wording.message(stop.message), err=True)
+        sys.exit(128 + stop.number)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            typer.echo("stopped; a run keeps its committed tasks, and the same command goes on after them", err=True)
+            typer.echo("stopped; a run keeps what is committed, and the same command goes on after it", err=True)
         raise
 
 
@@ -109,6 +131,7 @@ def run(
     config: Annotated[Path, typer.Argument(help="YAML file, see docs/configuration.md.", metavar="CONFIG.yaml")],
     out: Annotated[Path | None, typer.Option(help="Run directory; default: the configuration's `out`.")] = None,
     overrides: SetOption = None,
+    accept_changes: AcceptOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Learn the tasks of a configuration in order; the same command again goes on where it stopped."""
@@ -120,8 +143,8 @@ def run(
         raise ConfigError("there is no run directory: give --out DIR, or `out:` in the configuration")
     from aimmerging.run import run as run_stream
 
-    with _progress() as progress:
-        run_stream(settings, folder, base=config.parent, progress=progress)
+    with _progress() as progress, stopping.gracefully():
+        run_stream(settings, folder, base=config.parent, progress=progress, accept_changes=accept_changes)
     _show_scores(folder, as_json=as_json)
 
 
@@ -132,6 +155,7 @@ def learn(
     name: Annotated[str | None, typer.Option(help="Its name; default: from the path.")] = None,
     metric: Annotated[str, typer.Option(help="exact_match, rouge_l or token_f1.")] = "exact_match",
     carve_test: Annotated[float, typer.Option(help="Share of train to test on if there is no test split.")] = 0.0,
+    accept_changes: AcceptOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add one task to an existing run, keeping the old ones: the production case."""
@@ -144,8 +168,8 @@ def learn(
     loaded = load_task(source, rundir.saved_config(run_dir).seed)
     from aimmerging.run import learn as learn_task
 
-    with _progress() as progress:
-        learn_task(run_dir, loaded, source, progress=progress)
+    with _progress() as progress, stopping.gracefully():
+        learn_task(run_dir, loaded, source, progress=progress, accept_changes=accept_changes)
     _show_scores(run_dir, as_json=as_json)
 
 
@@ -185,6 +209,8 @@ def predict(
 
     if (text is None) == (input_file is None):
         raise ConfigError("give either a TEXT or --input FILE")
+    if text is not None and (not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text)):
+        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
     rows = [Row("text", text, "")] if text is not None else load_rows(Path(str(input_file)), require_output=False)
     from aimmerging.inference import answer
 

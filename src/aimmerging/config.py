@@ -19,8 +19,14 @@ from aimmerging.errors import ConfigError
 from aimmerging.loading import TaskSource
 from aimmerging.problems import did_you_mean
 from aimmerging.protocols import PROTOCOL_VALUES
+from aimmerging.text_files import parse_yaml, read_text
+from aimmerging.wording import shown
 
 SCHEMA_VERSION = 1
+MOST_BYTES = 2**20
+"""Of a configuration file; whatever is longer is not one."""
+MOST_DOTS = 8
+"""In the key of an override."""
 Preset = Literal["paper", "reference", "default"]
 Protocol = Literal["paper", "matched"]
 
@@ -72,6 +78,11 @@ class TrainingConfig(Section):
         default="fp32", description="of the computation; adapters stay float32"
     )
     activation_checkpointing: bool = False
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="NaN or infinity in a loss or gradient: stop with the last good state kept, or skip the step and "
+        "record it; in the weights, always stop",
+    )
     device: Literal["auto", "cpu"] = "auto"
 
 
@@ -121,6 +132,12 @@ class EvaluationConfig(Section):
     )
 
 
+class CheckpointSection(Section):
+    """What is kept while a task is learned; its end is always kept."""
+
+    every_steps: int = Field(default=100, ge=0, description="steps from one checkpoint to the next; 0: only on a stop")
+
+
 class RunConfig(Section):
     """One run: a method learns a sequence of tasks. `single_task` says where FWT's reference comes from."""
 
@@ -145,6 +162,7 @@ class RunConfig(Section):
     probe: ProbeConfig = ProbeConfig()
     controller: ControllerConfig = DEFAULT
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointSection = CheckpointSection()
 
 
 _PUBLISHED: dict[str, Any] = {
@@ -176,10 +194,10 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
     merged = deep_merge(values, _parse_overrides(overrides))
     preset = merged.get("preset", "default")
     if not isinstance(preset, str) or preset not in PRESET_VALUES:
-        raise ConfigError(unknown("preset", str(preset), list(PRESET_VALUES)))
+        raise ConfigError(unknown("preset", preset, list(PRESET_VALUES)))
     protocol = merged.get("protocol")
     if protocol is not None and (not isinstance(protocol, str) or protocol not in PROTOCOL_VALUES):
-        raise ConfigError(unknown("protocol", str(protocol), list(PROTOCOL_VALUES)))
+        raise ConfigError(unknown("protocol", protocol, list(PROTOCOL_VALUES)))
     below = deep_merge(PRESET_VALUES[preset], PROTOCOL_VALUES[protocol] if protocol else {})
     try:
         config = RunConfig.model_validate(deep_merge(below, merged))
@@ -193,29 +211,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and :func:`resolve` it.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or its values are wrong.
+        ConfigError: the file cannot be read, is not YAML, or its values are wrong; names the file.
     """
-    return resolve(read_yaml(path), overrides)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error instead of a silent last word."""
-
-
-_MERGE = "tag:yaml.org,2002:merge"
-
-
-def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != _MERGE]  # pyright: ignore[reportUnknownMemberType]
-    repeated = {str(key) for key in keys if keys.count(key) > 1}
-    if repeated:
-        line = node.start_mark.line + 1
-        raise ConfigError(f"key {', '.join(sorted(repeated))} is given twice in the mapping at line {line}")
-    loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+    values, above = read_yaml(path), _parse_overrides(overrides)
+    try:
+        return resolve(deep_merge(values, above))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -225,14 +227,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not UTF-8, is not YAML or is not a mapping; names line and column.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        values = yaml.load(text, _UniqueKeyLoader)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Give a YAML file in UTF-8") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        values = parse_yaml(text)
+    except (ValueError, RecursionError) as error:
+        said = error if isinstance(error, ValueError) else "it is nested too deeply"
+        raise ConfigError(f"{path} is not YAML: {said}") from None
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} holds {type(values).__name__}; a configuration is a mapping, see docs/configuration.md"
@@ -287,9 +289,12 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not sign or not path:
             raise ConfigError(f"--set {override!r} is not of the form key.subkey=value")
         try:
-            value: Any = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+            value = parse_yaml(text)
+        except (ValueError, RecursionError) as error:
+            said = error if isinstance(error, ValueError) else "it is nested too deeply"
+            raise ConfigError(f"--set {override!r}: the value is not YAML: {said}") from None
+        if path.count(".") > MOST_DOTS:
+            raise ConfigError(f"--set {shown(override)}: there is no key that deep")
         for part in reversed(path.split(".")):
             value = {part: value}
         nested = deep_merge(nested, value)
@@ -306,7 +311,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         elif item["type"] == "value_error":
             problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
         else:
-            problems.append(f"{place} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+            problems.append(f"{place} is {shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}")
     return listing(problems)
 
 
@@ -333,9 +338,10 @@ def _fields(model: Any) -> dict[str, Any]:
     return {}
 
 
-def unknown(what: str, given: str, known: Sequence[str]) -> str:
+def unknown(what: str, given: object, known: Sequence[str]) -> str:
     """`given` is not known; the nearest known one, or all of them."""
-    return f"unknown {what} {given!r}{did_you_mean(given, known) or '; allowed: ' + ', '.join(known)}"
+    hint = did_you_mean(given, known) if isinstance(given, str) else ""
+    return f"unknown {what} {shown(given)}{hint or '; allowed: ' + ', '.join(known)}"
 
 
 def listing(problems: Sequence[str]) -> str:

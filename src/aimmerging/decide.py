@@ -22,6 +22,8 @@ from aimmerging.controller import (
 )
 from aimmerging.errors import ConfigError, DataError, SignalError
 from aimmerging.problems import did_you_mean
+from aimmerging.text_files import parse_json, read_text
+from aimmerging.wording import shown
 
 LETTERS: dict[Phase | None, str] = {
     "collect": "c", "threshold": "t", "quiet": "q", "hit": "h", "forced": "f", None: "-",
@@ -98,9 +100,10 @@ def replay_file(path: Path, preset: str) -> Replay:
 def _read(path: Path) -> dict[str, Any]:
     """The file's JSON object."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
+        record = parse_json(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError([f"{path} cannot be read as JSON in UTF-8: {error}"]) from None
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError([f"{path} cannot be read as JSON in UTF-8: {said}"]) from None
     if not isinstance(record, dict):
         raise DataError([f"{path} holds {type(record).__name__}; give an object with memory_losses and change_totals"])
     return record
@@ -109,19 +112,20 @@ def _read(path: Path) -> dict[str, Any]:
 def _problems(record: dict[str, Any], path: Path) -> list[str]:
     """What is wrong with recorded signals, in words."""
     known = ("config", "memory_losses", "change_totals", "learning_rates")
-    problems = [f"{path}: unknown key {key!r}{did_you_mean(key, known)}" for key in record if key not in known]
+    problems = [f"{path}: unknown key {shown(key)}{did_you_mean(key, known)}" for key in record if key not in known]
     for name in known[1:]:
         values = record.get(name)
         if values is None and name == "learning_rates":
             continue
         if not isinstance(values, list):
-            problems.append(f"{path}: {name} must be a list of numbers, found {_short(values)}")
+            problems.append(f"{path}: {name} must be a list of numbers, found {shown(values)}")
             continue
         wrong = [place for place, value in enumerate(values) if not _is_number(value)]
         if wrong:
-            problems.append(f"{path}: {name}[{wrong[0]}] is {_short(values[wrong[0]])}, not a number")
-        elif name == "change_totals" and any(value < 0 for value in values):
-            problems.append(f"{path}: change_totals holds a negative value; it is a sum of absolute changes")
+            problems.append(f"{path}: {name}[{wrong[0]}] is {shown(values[wrong[0]])}, not a number")
+        elif name != "memory_losses" and any(value < 0 for value in values):
+            meant = {"change_totals": "a sum of absolute changes", "learning_rates": "a learning rate"}[name]
+            problems.append(f"{path}: {name} holds a negative value; {meant} is 0 or more")
     rates, losses = record.get("learning_rates"), record.get("memory_losses")
     if isinstance(rates, list) and isinstance(losses, list) and len(rates) != len(losses):
         problems.append(f"{path}: {len(rates)} learning_rates for {len(losses)} memory_losses; give one a step")
@@ -131,24 +135,24 @@ def _problems(record: dict[str, Any], path: Path) -> list[str]:
 def _config_problems(given: Any, path: Path) -> list[str]:
     """Unknown keys and wrong types of the `config` object."""
     if not isinstance(given, dict):
-        return [f"{path}: config must be an object, found {_short(given)}"]
+        return [f"{path}: config must be an object, found {shown(given)}"]
     allowed = get_type_hints(ControllerConfig)
     problems: list[str] = []
     for key, value in given.items():
         if key not in allowed:
-            problems.append(f"{path}: unknown config key {key!r}{did_you_mean(key, allowed)}")
+            problems.append(f"{path}: unknown config key {shown(key)}{did_you_mean(key, allowed)}")
+            continue
+        if type(value) is int and not _is_number(value):
+            problems.append(f"{path}: config.{key} is {shown(value)}, a number beyond all use")
             continue
         try:
             TypeAdapter(allowed[key]).validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             wish = error.errors()[0]["msg"]
-            problems.append(f"{path}: config.{key} is {_short(value)}: {wish[0].lower()}{wish[1:]}")
+            problems.append(f"{path}: config.{key} is {shown(value)}: {wish[0].lower()}{wish[1:]}")
     return problems
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _short(value: Any) -> str:
-    return f"{value!r:.60}"
+    # integers beyond this are no measurements, and in the hundreds of digits no floats either
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)

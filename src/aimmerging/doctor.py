@@ -10,7 +10,7 @@ from aimmerging.data import Truncation
 from aimmerging.learning import updates
 from aimmerging.manifest import installed_versions
 from aimmerging.methods import build
-from aimmerging.models import BUILT_IN
+from aimmerging.models import BUILT_IN, load_tokenizer
 
 
 def examine(config_path: Path | None, overrides: list[str]) -> dict[str, Any]:
@@ -35,10 +35,7 @@ def examine(config_path: Path | None, overrides: list[str]) -> dict[str, Any]:
 
 def _examine_config(path: Path, overrides: list[str]) -> dict[str, Any]:
     """Tasks, steps and lengths that the configuration leads to."""
-    from transformers import AutoConfig, AutoTokenizer
-
     from aimmerging.data import Codec
-    from aimmerging.errors import ModelError
 
     config = load_config(path, overrides)
     build(config)
@@ -46,11 +43,7 @@ def _examine_config(path: Path, overrides: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"method": config.method, "preset": config.preset, "model": config.model.name, "tasks": []}
     codec = None
     if config.model.name not in BUILT_IN:
-        try:
-            settings = AutoConfig.from_pretrained(config.model.name, revision=config.model.revision)
-            tokenizer = AutoTokenizer.from_pretrained(config.model.name, revision=config.model.revision)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {config.model.name!r} cannot be found: {error}") from None
+        settings, tokenizer = load_tokenizer(config.model, config.model.name)
         lengths = (config.training.max_input_tokens, config.training.max_output_tokens)
         codec = Codec(tokenizer, bool(settings.is_encoder_decoder), *lengths, config.model.chat_template)
     for task in stream:

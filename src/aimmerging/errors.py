@@ -46,3 +46,7 @@ class ModelError(AimmergingError):
 
 class RunDirectoryError(AimmergingError):
     """A run directory is missing, damaged, of another schema or made with another configuration."""
+
+
+class NumberError(AimmergingError):
+    """Training came to NaN or infinity: in a loss, a gradient, the learning signal or the weights."""

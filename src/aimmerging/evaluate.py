@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from aimmerging import metrics
+from aimmerging import metrics, stopping
 from aimmerging.data import Codec
 from aimmerging.tasks import Row
 
@@ -38,6 +38,9 @@ def generate(
 
     Returns:
         the answers, stripped, in the order of `rows`.
+
+    Raises:
+        Stopped: a signal asked for it, see :mod:`aimmerging.stopping`.
     """
     prompts = [codec.prompt(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda place: len(prompts[place]), reverse=True)
@@ -46,6 +49,7 @@ def generate(
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):
+        stopping.poll()
         places = order[start : start + batch_size]
         ids, mask = _pad([prompts[place] for place in places], pad, left=not codec.encoder_decoder)
         output = model.generate(

@@ -18,7 +18,8 @@ def memory_contents(run: Path) -> list[dict[str, Any]]:
 def drop_memory(run: Path, task: str) -> dict[str, Any]:
     """Delete the memory rows and stored logits of one task; what was learned and scored is kept.
 
-    The record is written first and names the drop, so a run killed in between drops the rest when asked again.
+    The record is written first and names the drop: from then on nothing reads the rows, and a drop that was killed in
+    between takes away the rest when asked again.
 
     Raises:
         RunDirectoryError: the run does not know the task or keeps no memory of it.
@@ -33,6 +34,7 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
                 f"{', '.join(stages) or 'none'}"
             )
         folder = stages[task].path / "memory"
+        _check_inside(run, folder)
         record = rundir.read_json(folder / "memory.json")
         if not record.get("dropped"):
             record = {
@@ -44,6 +46,18 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
                 "rows_before": record["rows"],
             }
             rundir.write_json(folder / "memory.json", record)
-        for name in ("rows.jsonl", "logits.safetensors"):
-            (folder / name).unlink(missing_ok=True)
+        with rundir.writing(folder):
+            for name in ("rows.jsonl", "logits.safetensors"):
+                (folder / name).unlink(missing_ok=True)
     return record
+
+
+def _check_inside(run: Path, folder: Path) -> None:
+    """Refuse to delete through a link that leads out of the run directory, which itself may be a link.
+
+    Raises:
+        RunDirectoryError: names where it leads.
+    """
+    wanted, found = run.resolve() / folder.relative_to(run), folder.resolve()
+    if found != wanted:
+        raise RunDirectoryError(f"{folder} is a link to {found}; nothing outside of a run directory is deleted")

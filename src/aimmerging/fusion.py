@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 @torch.no_grad()
@@ -48,3 +49,8 @@ def fuse_(
     for parameter, value in zip(parameters, theta, strict=True):
         if parameter.dtype != torch.float32:
             parameter.copy_(value)
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's part of a tensor that may be sharded; in-place changes of it are changes of the tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -1,5 +1,6 @@
 """Use a finished run: score its adapter on tasks, answer inputs, export it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,7 @@ def load_learned(run: Path, progress: Progress) -> Learned:
     stages = rundir.committed_stages(run)
     if not stages:
         raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
+    rundir.check_stages(stages[-1:])
     loaded = _load_stage(config, stages[-1], progress)
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
@@ -66,7 +68,7 @@ def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
     """
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{did_you_mean(metric, METRICS)}; allowed: {', '.join(METRICS)}")
-    if Path(path).is_file():
+    if os.path.isfile(path):  # unlike pathlib's, it takes any text for a path
         return Quiz(name or default_name(path, Path()), metric, tuple(load_rows(Path(path))))
     return Quiz.of(load_task(TaskSource(name=name, path=path, metric=metric, carve_validation=0), seed=0), "test")
 
@@ -170,7 +172,9 @@ def _reload(folder: Path, learned: Learned, *, merged: bool, progress: Progress)
     kind = AutoModelForSeq2SeqLM if learned.loaded.codec.encoder_decoder else AutoModelForCausalLM
     config = learned.config.model
     source = str(folder) if merged else sources.base_folder(config, progress)
-    base = kind.from_pretrained(source, dtype=getattr(torch, config.dtype), use_safetensors=True)
+    base = kind.from_pretrained(
+        source, dtype=getattr(torch, config.dtype), use_safetensors=True, trust_remote_code=False
+    )
     model = base if merged else PeftModel.from_pretrained(base, str(folder))
     return model.to(learned.loaded.model.device).eval()
 

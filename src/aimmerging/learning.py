@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from aimmerging import memory, rundir
+from aimmerging import memory, rundir, trainer_state
+from aimmerging.checkpoints import LEARNED, Checkpointing, Working
 from aimmerging.config import RunConfig
 from aimmerging.data import Collator, Feature, Truncation
 from aimmerging.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
-from aimmerging.models import LoadedModel
-from aimmerging.session import RehearsalSettings, Session
+from aimmerging.models import LoadedModel, adapter_state, carry, set_adapter_state
+from aimmerging.session import Costs, RehearsalSettings, Session
 from aimmerging.state import to_device
 from aimmerging.tasks import Row, Task, hash_rows
 from aimmerging.trainer import ContinualTrainer
@@ -35,15 +36,17 @@ NOTHING = PastMemory({}, {})
 
 
 class Trained(NamedTuple):
-    """What learning a task left behind besides the adapter.
+    """What learning a task left behind besides the adapter and the method's state.
 
     Attributes:
-        session: with costs and events.
+        costs: what it took.
+        events: records for signals.jsonl.
         truncation: rows that were cut.
         evaluated: the adapter to score and keep, by PEFT's names, where it is not the one that was trained.
     """
 
-    session: Session
+    costs: Costs
+    events: list[dict[str, Any]]
     truncation: Truncation
     evaluated: "dict[str, torch.Tensor] | None"
 
@@ -59,7 +62,7 @@ def recall(stages: Sequence[rundir.Stage], loaded: LoadedModel) -> PastMemory:
     answers: dict[str, Sequence[AnswerLogits]] = {}
     for stage in stages:
         folder, name = stage.path / "memory", stage.tasks[0]
-        if not (folder / "rows.jsonl").exists():
+        if not rundir.has_memory(stage):
             continue
         features[name] = loaded.codec.examples(rundir.read_rows(folder / "rows.jsonl"))
         if (folder / "logits.safetensors").exists():
@@ -76,9 +79,10 @@ def train(
     carried: dict[str, Any] | None,
     *,
     index: int,
+    working: Working,
     step_done: Callable[[Session], None],
 ) -> Trained:
-    """Learn `rows` with the adapter as it is in the model.
+    """Learn `rows` with the adapter as it is in the model, or go on from what is kept of an earlier attempt.
 
     Args:
         config: of the run.
@@ -88,8 +92,16 @@ def train(
         past: memory of earlier tasks.
         carried: the method's state after the last task, None before the first.
         index: of the task in the stream, from 1; every task has a data order of its own, the same for every method.
+        working: where checkpoints are kept.
         step_done: called after each optimizer step.
+
+    Raises:
+        Stopped: a signal asked for it.
+        NumberError: the training came to NaN or infinity.
     """
+    kept = working.read(LEARNED)
+    if kept is not None:
+        return _taken_back(loaded, method, kept)
     count = Truncation()
     features = loaded.codec.examples(rows, count)
     set_seed(config.seed + index)
@@ -107,12 +119,41 @@ def train(
             rehearsal=rehearsal_settings(config),
         )
         trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
+        trainer.add_callback(Checkpointing(trainer, working))
         trainer.add_callback(_StepDone(trainer.session, step_done))
         if carried is not None:
             method.restore(to_device(carried, arguments.device))
-        trainer.train()
-        evaluated = method.evaluation_adapter(trainer.session)
-    return Trained(trainer.session, count, evaluated)
+        checkpoint = working.newest()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        session = trainer.session
+        trained = Trained(session.costs, session.events, count, method.evaluation_adapter(session))
+        if trainer.accelerator.is_main_process:
+            _keep(working, loaded, method, trained)
+    return trained
+
+
+def _keep(working: Working, loaded: LoadedModel, method: Method, trained: Trained) -> None:
+    """Commit the end of the training, so that a kill while it is scored does not repeat it."""
+    tree = {
+        "trained": adapter_state(loaded.model),
+        "carried": trainer_state.carried(loaded.model),
+        "evaluated": trained.evaluated,
+        "method": method.state(),
+        "costs": trained.costs.to_json(),
+        "events": trained.events,
+        "truncation": asdict(trained.truncation),
+    }
+    working.write(LEARNED, tree)
+
+
+def _taken_back(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> Trained:
+    """The end of a training as :func:`_keep` left it."""
+    tree = to_device(tree, loaded.model.device)
+    set_adapter_state(loaded.model, tree["trained"])
+    if tree["carried"] is not None:
+        carry(loaded.model, tree["carried"])
+    method.restore(tree["method"])
+    return Trained(Costs(**tree["costs"]), tree["events"], Truncation(**tree["truncation"]), tree["evaluated"])
 
 
 def training_arguments(config: RunConfig, folder: Path, seed: int) -> TrainingArguments:
@@ -168,6 +209,7 @@ def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
         probe_rows=config.probe.rows,
         probe_fixed=config.probe.fixed,
         seed=config.seed,
+        on_nonfinite=config.training.on_nonfinite,
     )
 
 
@@ -180,10 +222,13 @@ def remember(config: RunConfig, loaded: LoadedModel, task: Task, folder: Path) -
     rows, ratio, policy = task.train, config.memory.ratio, config.memory.policy
     examples = [memory.Example(row.input, row.output) for row in rows]
     kept = [rows[place] for place in memory.select(examples, policy, ratio, config.seed)]
-    folder.mkdir()
+    with rundir.writing(folder):
+        folder.mkdir()
     rundir.write_rows(folder / "rows.jsonl", kept)
     if config.memory.stored_logits and kept:
-        save_logits(folder / "logits.safetensors", _stored_logits(config, loaded, kept))
+        logits = _stored_logits(config, loaded, kept)
+        with rundir.writing(folder):
+            save_logits(folder / "logits.safetensors", logits)
     record = {"task": task.name, "policy": policy, "ratio": ratio, "train_rows": len(rows), "rows": len(kept)}
     rundir.write_json(
         folder / "memory.json", {"schema_version": rundir.SCHEMA_VERSION, **record, "sha256": hash_rows(kept)}

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from aimmerging.columns import Form, check_mapping, find_form, parse_row
@@ -20,6 +21,7 @@ from aimmerging.tasks import Row, Task, TaskStream
 
 _EXAMPLES = 3
 """Places written out where rows of two splits have the same input."""
+_LEAK_CURE = "remove them from one of the two (`aimmerging prepare` does it for the released benchmarks)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,21 +246,24 @@ def _check_ids(splits: Iterable[_Split], problems: Problems) -> None:
 
 
 def _check_leaks(splits: Mapping[str, _Split], problems: Problems) -> None:
-    """Note validation and test rows whose input is a training input too: their scores would mean little."""
-    train = splits.get("train")
-    if train is None:
-        return
-    first_at: dict[_Input, int] = {}
-    for index, row in enumerate(train.rows):
-        first_at.setdefault(_input_of(row), index)
-    for name, split in splits.items():
-        leaks = [(index, first_at[key]) for index, row in enumerate(split.rows) if (key := _input_of(row)) in first_at]
-        if split is not train and leaks:
-            places = [f"{split.at(index)} is also in train, {train.at(first)}" for index, first in leaks[:_EXAMPLES]]
+    """Note rows whose input an earlier split has too: scores on them would mean little.
+
+    That goes for test rows in validation as well, where settings are chosen.
+    """
+    found = [(name, split, _first_places(split)) for name, split in splits.items()]
+    for (first, other, places), (name, split, _) in combinations(found, 2):
+        leaks = [(index, places[key]) for index, row in enumerate(split.rows) if (key := _input_of(row)) in places]
+        if leaks:
+            cases = [f"{split.at(index)} is also in {first}, {other.at(at)}" for index, at in leaks[:_EXAMPLES]]
             more = f", and {len(leaks) - _EXAMPLES} more" if len(leaks) > _EXAMPLES else ""
             count = "1 row has an input" if len(leaks) == 1 else f"{len(leaks)} rows have inputs"
-            text = f"{count} of the train split ({train.table.label}): {'; '.join(places)}{more}"
-            problems.add(split.table.label, f"leak {name}", f"{text}; remove them from one of the two")
+            text = f"{count} of the {first} split ({other.table.label}): {'; '.join(cases)}{more}"
+            problems.add(split.table.label, f"leak {first} {name}", f"{text}; {_LEAK_CURE}")
+
+
+def _first_places(split: _Split) -> dict["_Input", int]:
+    """Index of the first row of each input."""
+    return {_input_of(row): index for index, row in reversed(list(enumerate(split.rows)))}
 
 
 # --- carving ---------------------------------------------------------------------------------------------------------

@@ -36,24 +36,83 @@ def hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "system": platform.system(), "devices": devices or ["cpu"]}
 
 
+DECIDING = ("python", "aimmerging", "torch", "transformers", "peft", "accelerate")
+"""Libraries whose release may change a result; a run does not go on with another one unless told to."""
+
+
 def write_manifest(run: Path, config: RunConfig, loaded: LoadedModel) -> None:
-    """Write manifest.json from the committed stages, keeping the time of its first writing."""
+    """Write manifest.json from the committed stages, keeping the time of its first writing and what was accepted."""
     path = run / "manifest.json"
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    created = rundir.read_json(path)["created"] if path.exists() else now
+    now = _now()
+    before = rundir.read_json(path) if path.exists() else {"created": now}
     base = {"name": config.model.name, "revision": loaded.revision, "sha256": loaded.sha256}
     rundir.write_json(
         path,
         {
             "schema_version": rundir.SCHEMA_VERSION,
-            "created": created,
+            "created": before["created"],
             "updated": now,
             "versions": installed_versions(),
             "hardware": hardware(),
             "base_model": base,
-            "tasks": [task for stage in rundir.committed_stages(run) for task in stage.record["sources"]],
+            "accepted_changes": before.get("accepted_changes", []),
+            "tasks": _sources(run),
         },
     )
+
+
+def refresh(run: Path) -> None:
+    """List the committed tasks in manifest.json, which a run that was killed right after a commit did not do."""
+    path = run / "manifest.json"
+    record = rundir.read_json(path)
+    if record["tasks"] != _sources(run):
+        rundir.write_json(path, record | {"tasks": _sources(run), "updated": _now()})
+
+
+def version_changes(run: Path) -> list[rundir.Change]:
+    """Libraries that have another release than the run was made with."""
+    if not (run / "manifest.json").exists():
+        return []
+    old, new = rundir.read_json(run / "manifest.json").get("versions", {}), installed_versions()
+    return [
+        rundir.Change(f"version of {name}", old.get(name), new[name], True)
+        for name in DECIDING
+        if old.get(name) != new[name]
+    ]
+
+
+def base_changes(run: Path, loaded: LoadedModel) -> list[rundir.Change]:
+    """Whether the base model's files or its commit on the hub are others than the run's."""
+    if not (run / "manifest.json").exists():
+        return []
+    old = rundir.read_json(run / "manifest.json").get("base_model", {})
+    return [
+        rundir.Change(f"{key} of the base model", old.get(key), now, False)
+        for key, now in (("revision", loaded.revision), ("sha256", loaded.sha256))
+        if old.get(key) != now
+    ]
+
+
+def accept(run: Path, config: RunConfig, changes: Sequence[rundir.Change]) -> None:
+    """Write accepted changes into config.yaml and manifest.json, which keeps them all with their dates."""
+    keys = {change.key for change in changes}
+    sections = {part: getattr(config, part) for part in ("checkpoint", "evaluation", "model", "training")}
+    if keys - {f"version of {name}" for name in DECIDING}:
+        rundir.save_config(run, rundir.saved_config(run).model_copy(update=sections))
+    path = run / "manifest.json"
+    if path.exists():
+        record = rundir.read_json(path)
+        news = [{"key": change.key, "was": change.was, "now": change.now, "accepted": _now()} for change in changes]
+        earlier = record.get("accepted_changes", [])
+        rundir.write_json(path, record | {"versions": installed_versions(), "accepted_changes": [*earlier, *news]})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _sources(run: Path) -> list[dict[str, Any]]:
+    return [task for stage in rundir.committed_stages(run) for task in stage.record["sources"]]
 
 
 def write_stage(
@@ -72,16 +131,17 @@ def write_stage(
     Args:
         folder: of the stage that is being committed.
         config: of the run.
-        trained: the session and the truncation counts.
+        trained: costs, events and truncation counts.
         loaded: the model with the adapter as it is kept.
         tasks: learned in this stage.
         index: tasks learned after this stage.
         results: scores, zero_shot, before and memory, as docs/files.md has them.
         adapter: PEFT's name of the adapter that is kept.
     """
-    save_adapter(loaded.model, folder / "adapter", config.model.name, adapter)
+    with rundir.writing(folder / "adapter"):
+        save_adapter(loaded.model, folder / "adapter", config.model.name, adapter)
     digest = sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
-    rundir.write_jsonl(folder / "signals.jsonl", trained.session.events)
+    rundir.write_jsonl(folder / "signals.jsonl", trained.events)
     rundir.write_json(
         folder / "stage.json",
         {
@@ -94,7 +154,7 @@ def write_stage(
             "method": config.method,
             "preset": config.preset,
             **results,
-            "costs": trained.session.costs.to_json(),
+            "costs": trained.costs.to_json(),
             "truncation": trained.truncation.to_json(),
             "hashes": {"adapter": digest},
             "data": {task.name: task.sha256 for task in tasks},

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from aimmerging.config import LoraSection, ModelConfig, RunConfig
 from aimmerging.data import Codec
 from aimmerging.errors import ModelError
+from aimmerging.text_files import parse_json, read_text
 
 TRAINED = "default"
 """PEFT's name of the adapter that is trained."""
@@ -65,48 +66,93 @@ def load_model(config: RunConfig, folder: str) -> LoadedModel:
     return LoadedModel(model, codec, revision, _hash_folder(Path(folder)), adapter_state(model))
 
 
-def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
-    """The frozen base on the CPU and its tokenizer."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-
+@contextmanager
+def _loading(config: ModelConfig) -> Iterator[None]:
+    """Turn what transformers says of a model it cannot load into an error that names the model."""
     try:
-        settings = AutoConfig.from_pretrained(folder, revision=config.revision)
-        kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
-        options: dict[str, Any] = {"attn_implementation": config.attention} if config.attention else {}
-        base = kind.from_pretrained(
-            folder, revision=config.revision, dtype=getattr(torch, config.dtype), use_safetensors=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        yield
+    except Exception as error:  # damaged files surface as errors of json, torch, safetensors, tokenizers or of any type
+        said = " ".join(str(error).split())
         raise ModelError(
-            f"model {config.name!r} cannot be loaded: {error}\nGive a hub id or a folder with config.json, "
-            "*.safetensors and a tokenizer; pickled weights (.bin) are refused because loading them runs code"
+            f"model {config.name!r} cannot be loaded: {type(error).__name__}: {said}\nGive a hub id or a folder with "
+            "config.json, *.safetensors and a tokenizer; pickled weights (.bin) are refused because loading them runs "
+            "code, and code that comes with a model is never run"
         ) from None
-    if len(tokenizer) - len(tokenizer.all_special_ids) < 2:
+
+
+def load_tokenizer(config: ModelConfig, folder: str) -> tuple[Any, Any]:
+    """The base's configuration and its tokenizer, without its weights.
+
+    Raises:
+        ModelError: one of the two is missing or damaged.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    # trust_remote_code is said: left open, transformers asks on the terminal and waits
+    options = {"revision": config.revision, "trust_remote_code": False}
+    with _loading(config):
+        settings = AutoConfig.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer("its settings are read when it is used first")
+        words = len(tokenizer) - len(tokenizer.all_special_ids)
+    if words < 2:
         # where T5's files are missing, transformers makes up a tokenizer of nothing but special tokens
         raise ModelError(f"model {config.name!r} has no tokenizer; give a folder with tokenizer.json or its like")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {config.name!r} has no end-of-sequence token, so answers could never end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return settings, tokenizer
+
+
+def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
+    """The frozen base on the CPU and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    settings, tokenizer = load_tokenizer(config, folder)
+    kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+    options: dict[str, Any] = {"attn_implementation": config.attention} if config.attention else {}
+    with _loading(config):
+        base, found = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues] - a pair, for loading info
+            folder,
+            revision=config.revision,
+            trust_remote_code=False,
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    start = (base.generation_config.decoder_start_token_id, base.generation_config.bos_token_id)
+    if settings.is_encoder_decoder and start == (None, None):
+        raise ModelError(f"model {config.name!r} does not say how an answer begins; set decoder_start_token_id in its "
+                         "generation_config.json")  # fmt: skip
+    missing = sorted(map(str, {*found["missing_keys"], *found["mismatched_keys"]}))
+    if missing:
+        # transformers makes them up at random and says so in a log
+        raise ModelError(
+            f"the weights of {config.name!r} do not hold {len(missing)} of the tensors that its config.json asks for, "
+            f"first {missing[0]}; give the files as they were published"
+        )
     return base, tokenizer
 
 
 def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
     """A new LoRA adapter, or an existing one to go on with."""
     from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-    from safetensors import SafetensorError
 
     if adapter is not None:
-        path = Path(adapter)
-        if not (path / "adapter_model.safetensors").is_file():
-            raise ModelError(f"{adapter} holds no adapter_model.safetensors; give the folder of a PEFT adapter")
+        state = read_adapter(Path(adapter))
+        _check_adapter_config(Path(adapter))
         try:
-            return PeftModel.from_pretrained(base, adapter, is_trainable=True)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise ModelError(f"the adapter in {adapter} does not fit this base model: {error}") from None
+            model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+            set_adapter_state(model, state)
+        except Exception as error:  # a damaged adapter_config.json surfaces as an error of any type inside PEFT
+            said = " ".join(str(error).split())
+            raise ModelError(
+                f"the adapter in {adapter} does not fit this base model: {type(error).__name__}: {said}"
+            ) from None
+        return model
     task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
     settings = LoraConfig(
         task_type=task,
@@ -119,6 +165,24 @@ def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
         return get_peft_model(base, settings)
     except ValueError as error:
         raise ModelError(f"LoRA cannot be attached: {error}\nSet lora.target_modules, for example all-linear") from None
+
+
+def _check_adapter_config(folder: Path) -> None:
+    """Refuse an adapter_config.json that is none, or that names a library PEFT would import.
+
+    Raises:
+        ModelError: says what is wrong with it.
+    """
+    file = folder / "adapter_config.json"
+    try:
+        settings = parse_json(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ModelError(f"{file} cannot be read: {said}; give the folder of a PEFT adapter") from None
+    if not isinstance(settings, dict):
+        raise ModelError(f"{file} holds {type(settings).__name__}; give the folder of a PEFT adapter")
+    if settings.get("megatron_config"):
+        raise ModelError(f"{file} names a library to import (megatron_config), which is never done; remove the key")
 
 
 def adapter_state(model: Any) -> dict[str, Any]:
@@ -151,16 +215,23 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """The tensors of a saved PEFT adapter, on the CPU.
 
     Raises:
-        ModelError: the file is missing or damaged.
+        ModelError: the file is missing or damaged, or holds something else than finite weights.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        pickled = " (.bin is pickled, and loading it would run code)" if file.with_suffix(".bin").exists() else ""
+        raise ModelError(f"{folder} holds no adapter_model.safetensors{pickled}; give the folder of a PEFT adapter")
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from None
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise ModelError(f"{file}: {name} holds something else than finite numbers; take an earlier adapter")
+    return tensors
 
 
 @contextmanager

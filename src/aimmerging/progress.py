@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from aimmerging.wording import printable
+
 
 class Progress:
     """Says nothing; the base of those that do."""
@@ -60,7 +62,7 @@ class TerminalProgress(Progress):
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """One bar among those shown."""
-        handle = self.bars.add_task(title, total=total)
+        handle = self.bars.add_task(printable(title), total=total)
         try:
             yield lambda count: self.bars.advance(handle, count)
         finally:
@@ -73,4 +75,4 @@ class TerminalProgress(Progress):
 
     def say(self, text: str) -> None:
         """A line above the bars."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -272,6 +272,9 @@ def read_run(run: Path) -> RunView:
     folders = sorted(marker.parent for marker in (run / "stages").glob("*/COMMITTED"))
     stages = tuple(sorted(map(_read_stage, folders), key=lambda stage: stage.record.index))
     _check_scores(run / "scores.json", scores, len(stages))
+    places = [stage.record.index for stage in stages]
+    if len(set(places)) < len(places) or max(places, default=0) >= len(scores.matrix[0]):
+        raise RunDirectoryError(f"{run / 'stages'} is damaged: the stages say they are number {places}")
     try:
         config = load_config(run / "config.yaml")
     except ConfigError as error:
@@ -315,7 +318,7 @@ def _read_stage(folder: Path) -> Stage:
         record=record,
         steps=tuple(_build(Step, signals, line) for line in lines if line.get("kind") == "step"),
         merges=tuple(_build(Merge, signals, line) for line in lines if line.get("kind") == "merge"),
-        memory=_parse(Memory, kept, _read_text(kept)) if kept.exists() else None,
+        memory=_parse(Memory, kept, _read_text(kept)) if os.path.lexists(kept) else None,
     )
 
 
@@ -351,7 +354,7 @@ def _read_text(path: Path) -> str:
 
 def _read_lines(kind: type[_T], path: Path) -> Iterable[_T]:
     """Records of a JSONL file; none where there is no such file, since not every method writes every one."""
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(path):
         return
     adapter = TypeAdapter(kind)
     for number, line in enumerate(_read_text(path).split("\n"), start=1):

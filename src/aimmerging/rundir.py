@@ -1,26 +1,27 @@
-"""The run directory: what is where, atomic commits, and what may be read back. Layout: docs/files.md.
+"""The run directory: what is where, and what may be read back. Layout: docs/files.md.
 
-A stage is written under a temporary name, synced and renamed; its COMMITTED file is written last, and a directory
-without one does not exist for any reader. What lies beside the stages (scores.json, report.html) is derived from them.
+A stage is committed as a whole (:mod:`aimmerging.commits`); what lies beside the stages (scores.json, report.html) is
+derived from them.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aimmerging import metrics
+from aimmerging.commits import COMMITTED, SCHEMA_VERSION, check, committing, write_text, writing
 from aimmerging.config import RunConfig, dump_yaml, read_yaml, resolve
 from aimmerging.errors import RunDirectoryError
 from aimmerging.tasks import Row
+from aimmerging.text_files import read_text
 
-SCHEMA_VERSION = 1
-COMMITTED = "COMMITTED"
+WORKING = "working"
+"""Folder of what is kept of the stage that is being learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +43,6 @@ def stage_slug(index: int, task: str) -> str:
     return f"{index:02d}-{slug}" if slug else f"{index:02d}"
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into an error that names the place.
-
-    Raises:
-        RunDirectoryError: no permission, no space, a file in the place of a folder.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunDirectoryError(f"{path} cannot be written: {error}; choose another place or free this one") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new one.
-
-    Raises:
-        RunDirectoryError: see :func:`writing`.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-
-
 def write_json(path: Path, value: Any) -> None:
     """:func:`write_text` of readable JSON."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
@@ -87,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunDirectoryError: missing, damaged or of a newer schema.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
@@ -147,14 +120,45 @@ def committed_stages(run: Path) -> list[Stage]:
     """Committed stages in order; a directory without its marker is left out.
 
     Raises:
-        RunDirectoryError: `run` is no run directory, or a committed stage is damaged.
+        RunDirectoryError: `run` is no run directory, or a committed stage is damaged: a file is missing or of another
+            size, or stage.json is not the one that was committed. The other hashes are :func:`check_stages`'s.
     """
     if not (run / "config.yaml").is_file():
         raise RunDirectoryError(f"{run} is not a run directory: it has no config.yaml. Make one with `aimmerging run`")
-    folders = sorted(path.parent for path in (run / "stages").glob(f"*/{COMMITTED}"))
-    stages = [Stage(folder, read_json(folder / "stage.json")) for folder in folders]
+    stages: list[Stage] = []
+    for folder in sorted(path.parent for path in (run / "stages").glob(f"*/{COMMITTED}")):
+        if folder.resolve() != run.resolve() / "stages" / folder.name:
+            raise RunDirectoryError(f"{folder} leads out of the run directory; put back the folder that was committed")
+        check(folder, hashes={"stage.json"}, without=_dropped(folder))
+        stages.append(Stage(folder, read_json(folder / "stage.json")))
     stages.sort(key=lambda stage: stage.record["index"])
     return stages
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Compare every file of the stages with its hash, before anything is learned or handed out from them.
+
+    Raises:
+        RunDirectoryError: names the first file that was edited or damaged.
+    """
+    for stage in stages:
+        check(stage.path, hashes=True, without=_dropped(stage.path))
+
+
+def has_memory(stage: Stage) -> bool:
+    """Whether rows of the stage's task are kept; once dropped they do not count, even if a kill left files behind."""
+    return (stage.path / "memory" / "rows.jsonl").exists() and not _dropped(stage.path)
+
+
+def _dropped(folder: Path) -> list[str]:
+    """Files of a stage that `aimmerging memory drop` changed or took away, as memory.json says."""
+    try:
+        record = json.loads(read_text(folder / "memory" / "memory.json"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    if not (isinstance(record, dict) and record.get("dropped") is True):
+        return []
+    return [f"memory/{name}" for name in ("memory.json", "rows.jsonl", "logits.safetensors")]
 
 
 def unfinished(run: Path) -> list[Path]:
@@ -165,36 +169,18 @@ def unfinished(run: Path) -> list[Path]:
 @contextmanager
 def commit_stage(run: Path, index: int, task: str) -> Iterator[Path]:
     """Give a folder to write a stage into; on leaving without error it becomes the stage, else nothing changed."""
-    final = run / "stages" / stage_slug(index, task)
-    temporary = final.with_name(f".{final.name}.tmp")
-    for leftover in (temporary, *unfinished(run)):
+    for leftover in unfinished(run):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
-        temporary.rename(final)
-        write_text(final / COMMITTED, f"{SCHEMA_VERSION}\n")
-        _sync(final)
-        _sync(final.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a directory entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with committing(run / "stages" / stage_slug(index, task)) as folder:
+        yield folder
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Make the run directory if need be and hold it for one process; it is free again when the process dies.
+
+    A directory that is made here and into which nothing was written goes away again: a command that was refused leaves
+    nothing behind.
 
     Raises:
         RunDirectoryError: another process holds it, or it cannot be written.
@@ -202,6 +188,7 @@ def locked(run: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     with writing(run):
+        new = not run.exists()
         run.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(run / ".lock", timeout=0).acquire()
@@ -210,7 +197,12 @@ def locked(run: Path) -> Iterator[None]:
                 f"{run} is in use by another process; wait for it or choose another --out"
             ) from None
     with held:
-        yield
+        try:
+            yield
+        finally:
+            if new and [path.name for path in run.iterdir()] == [".lock"]:
+                (run / ".lock").unlink()
+                run.rmdir()
 
 
 def save_config(run: Path, config: RunConfig) -> None:
@@ -235,22 +227,70 @@ def learned_tasks(run: Path) -> dict[str, str]:
     return {name: digest for stage in committed_stages(run) for name, digest in stage.record["data"].items()}
 
 
+ACCEPTABLE = (
+    "checkpoint",
+    "evaluation.batch_size",
+    "model.attention",
+    "training.activation_checkpointing",
+    "training.device",
+    "training.micro_batch_size",
+    "training.on_nonfinite",
+)
+"""Parts of the configuration that a run may change on its way: they decide how it is computed, not what."""
+
+
+class Change(NamedTuple):
+    """One thing that is not as it was when the run was made.
+
+    Attributes:
+        key: in the configuration, or what else differs.
+        was: in the run.
+        now: in this command.
+        acceptable: with --accept-changes the run goes on all the same.
+    """
+
+    key: str
+    was: Any
+    now: Any
+    acceptable: bool
+
+    def __str__(self) -> str:
+        never = "" if self.acceptable else " (never accepted)"
+        return f"  - {self.key}: {self.was!r} in the run, {self.now!r} now{never}"
+
+
+def refuse_changes(run: Path, changes: Sequence[Change], *, accept: bool) -> None:
+    """Stop with a listing, unless nothing changed or all of it is acceptable and accepted.
+
+    Raises:
+        RunDirectoryError: lists each difference and what can be done about them.
+    """
+    if not changes or (accept and all(change.acceptable for change in changes)):
+        return
+    cure = "give another --out or the same values"
+    if all(change.acceptable for change in changes):
+        cure += ", or --accept-changes to go on with the new ones"
+    lines = [f"{run} was made with another configuration; {cure}:", *map(str, changes)]
+    raise RunDirectoryError("\n".join(lines))
+
+
+def config_changes(run: Path, config: RunConfig) -> list[Change]:
+    """Values that differ from the run's. Another place is no difference, and tasks are compared by content."""
+    old, new = _flatten(saved_config(run)), _flatten(config)
+    return [
+        Change(key, old.get(key), new.get(key), key.startswith(ACCEPTABLE))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.split(".")[0] not in ("out", "tasks", "benchmark")
+    ]
+
+
 def check_same_config(run: Path, config: RunConfig) -> None:
-    """Refuse to go on with another configuration. Another place is no difference, and tasks are compared by content.
+    """Refuse to go on with another configuration.
 
     Raises:
         RunDirectoryError: lists each value that differs.
     """
-    old, new = _flatten(saved_config(run)), _flatten(config)
-    changed = [
-        f"  - {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.split(".")[0] not in ("out", "tasks", "benchmark")
-    ]
-    if changed:
-        raise RunDirectoryError(
-            "\n".join([f"{run} was made with another configuration; give another --out or the same values:", *changed])
-        )
+    refuse_changes(run, config_changes(run, config), accept=False)
 
 
 def check_reference(run: Path, config: RunConfig, tasks: Mapping[str, str]) -> Path | None:

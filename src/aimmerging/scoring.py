@@ -47,7 +47,8 @@ class Quiz:
 
 def save_quizzes(folder: Path, quizzes: Sequence[Quiz]) -> None:
     """Write the rows into a stage, one file a task in the order of its stage.json."""
-    (folder / "test").mkdir()
+    with rundir.writing(folder):
+        (folder / "test").mkdir()
     for place, quiz in enumerate(quizzes, start=1):
         rundir.write_rows(folder / "test" / f"{place:02d}.jsonl", quiz.rows)
 
@@ -74,7 +75,8 @@ class Scorer:
             return {}
         result: dict[str, float] = {}
         if folder is not None:
-            folder.mkdir(parents=True)
+            with rundir.writing(folder):
+                folder.mkdir(parents=True)
         with self.progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
             for quiz in quizzes:
                 predictions = evaluate(

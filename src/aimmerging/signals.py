@@ -62,3 +62,10 @@ def total_change(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> floa
     for difference in differences:
         total = total + difference.sum()
     return float(total)
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no value of the tensors, of any shapes, is NaN or infinite; overflow of a norm counts as infinite."""
+    if not tensors:
+        return True
+    return bool(torch.stack(torch._foreach_norm(list(tensors))).isfinite().all())

@@ -49,7 +49,11 @@ def find_tables(
         base: folder at which relative paths start.
         problems: receives what is wrong.
     """
-    tables: Tables = {} if path is None else _tables_in(name, path, base, problems)
+    try:
+        tables: Tables = {} if path is None else _tables_in(name, path, base, problems)
+    except OSError as error:  # a folder that may not be listed, a name longer than names may be
+        problems.add(f"{path}", "unreadable", f"cannot be read: {error.strerror}")
+        tables = dict.fromkeys(SPLITS)
     for split, file in files.items():
         if file is not None:
             tables[split] = open_table(base / file, problems)

@@ -26,7 +26,7 @@ def save_state(folder: Path, tree: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     plain = _plain(tree, "state", tensors)
     with rundir.writing(folder):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "state.safetensors", metadata={"schema_version": str(rundir.SCHEMA_VERSION)})
     rundir.write_json(folder / "state.json", {"schema_version": rundir.SCHEMA_VERSION, "state": plain})
 
@@ -42,7 +42,8 @@ def load_state(folder: Path) -> dict[str, Any]:
 
     record = rundir.read_json(folder / "state.json")
     try:
-        tensors = load_file(folder / "state.safetensors")
+        # copies lie where torch puts every tensor; the file's alignment would change the last bits of matrix products
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "state.safetensors").items()}
         return _tree(record["state"], tensors)
     except (OSError, SafetensorError, KeyError) as error:
         raise RunDirectoryError(f"{folder} is damaged: {error}") from None

@@ -205,6 +205,10 @@ def _csv_records(path: Path, problems: Problems) -> Iterator[Record]:
             if fields and len(fields) != len(header):
                 text = f"{len(fields)} fields, but the header has {len(header)}; quote fields that hold commas"
                 problems.add(where, "field count", text, f"line {number}")
+            elif any("\0" in field for field in fields):
+                problems.add(
+                    where, "NUL", f"a field holds a NUL byte, which is no text; {_UTF8_CURE}", f"line {number}"
+                )
             elif fields:
                 yield Record(number, dict(zip(header, fields, strict=True)))
             number = reader.line_num + 1

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from aimmerging.metrics import DEFINITIONS
+from aimmerging.wording import printable
 
 if TYPE_CHECKING:
     from aimmerging.comparison import Outcome
@@ -23,11 +24,13 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasi
     table = Table()
     for place, column in enumerate(columns):
         words = place == 0 or column in _WORDS
-        table.add_column(escape(column), justify="left" if words else "right", overflow="fold", no_wrap=place == 0)
+        table.add_column(
+            escape(printable(column)), justify="left" if words else "right", overflow="fold", no_wrap=place == 0
+        )
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row), style="bold" if row[0] == emphasise else None)
+        table.add_row(*(escape(printable(cell)) for cell in row), style="bold" if row[0] == emphasise else None)
     console = Console()
-    console.print(title, markup=False, highlight=False, style="italic")
+    console.print(printable(title), markup=False, highlight=False, style="italic")
     console.print(table)
 
 

@@ -7,17 +7,21 @@ After each optimizer step, when gradients are cleared and the step is counted, t
 :class:`~aimmerging.session.Session`; a save or evaluation of the same step then finds merged weights.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
+from aimmerging import finite, trainer_state
 from aimmerging.distillation import AnswerLogits
 from aimmerging.errors import ConfigError, ModelError
 from aimmerging.methods.base import Method
-from aimmerging.session import RehearsalSettings, Session
+from aimmerging.session import Costs, RehearsalSettings, Session
+from aimmerging.state import load_state, save_state
 
 
 class _MethodCallback(TrainerCallback):
@@ -28,20 +32,13 @@ class _MethodCallback(TrainerCallback):
         self.started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let the method see the adapter as it comes in.
-
-        Raises:
-            ConfigError: the trainer resumes from a checkpoint, which does not hold the method's state.
-        """
-        if state.global_step:
-            raise ConfigError(
-                f"training resumes at step {state.global_step}, but checkpoints do not hold the method's state; start "
-                "the task anew without resume_from_checkpoint (a run goes on after its last finished task)"
-            )
-        self.started = time.perf_counter()
+        """Let the method see the adapter as it comes in; where training goes on, it has seen it before."""
+        session = self.trainer.session
+        self.started = time.perf_counter() - session.costs.total_seconds
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        self.trainer.method.before_task(self.trainer.session)
+        if not state.global_step:
+            self.trainer.method.before_task(session)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate the step used, before the schedule moves on."""
@@ -55,11 +52,14 @@ class _MethodCallback(TrainerCallback):
         """Let the method finish and settle the time account: what is not counted elsewhere was the task's."""
         session = self.trainer.session
         self.trainer.method.after_task(session)
-        costs = session.costs
-        costs.task_seconds = time.perf_counter() - self.started - costs.probe_seconds
-        costs.task_seconds -= costs.rehearsal_seconds + costs.fusion_seconds
+        self.settle(session.costs)
+
+    def settle(self, costs: Costs) -> None:
+        """Bring the time account and the peak memory up to now."""
+        costs.task_seconds = 0.0
+        costs.task_seconds = time.perf_counter() - self.started - costs.total_seconds
         if torch.cuda.is_available():
-            costs.peak_memory_bytes = torch.cuda.max_memory_allocated()
+            costs.peak_memory_bytes = max(costs.peak_memory_bytes, torch.cuda.max_memory_allocated())
 
 
 class ContinualMixin:
@@ -96,9 +96,11 @@ class ContinualMixin:
         self.method = method
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
         self._micro_losses: list[torch.Tensor] = []
+        self._resumed: dict[str, Any] = {}
         if not self.session.adapter:
             raise ModelError("no parameter is trainable; load the adapter with is_trainable=True")
-        trainer.add_callback(_MethodCallback(self))
+        self._callback = _MethodCallback(self)
+        trainer.add_callback(self._callback)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's, keeping the loss for signals.jsonl and counting rows."""
@@ -107,6 +109,7 @@ class ContinualMixin:
         self._micro_losses.append(loss)
         if self.accelerator.sync_gradients:  # pyright: ignore[reportAttributeAccessIssue]
             self.method.before_step(self.session)
+            finite.check_step(self.session, torch.stack(self._micro_losses), "task", self.session.step + 1)
         return loss
 
     def compute_loss(
@@ -142,9 +145,46 @@ class ContinualMixin:
         session.costs.task_updates += 1
         [total] = session.sum_over_ranks(float(torch.stack(self._micro_losses).sum()))
         self._micro_losses.clear()
-        loss = total / session.world
+        loss = total / session.world if math.isfinite(total) else None
         session.record({"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate})
         self.method.after_step(session)
+        finite.check_weights(session)
+        self._callback.settle(session.costs)
+
+    # --- checkpoints within a task: ours in place of the trainer's pickled optimizer and schedule ---------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        trainer: Any = self
+        if trainer.is_fsdp_enabled:  # sharded optimizers are the trainer's business; such a checkpoint is not resumed
+            super()._save_optimizer_and_scheduler(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        tree = trainer_state.capture(self)
+        if trainer.args.should_save:
+            save_state(Path(output_dir) / trainer_state.FOLDER, tree)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint) / trainer_state.FOLDER
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{resume_from_checkpoint} does not hold the state of a continual method; start the task anew without "
+                "resume_from_checkpoint (checkpoints of FSDP and of other trainers are not resumed)"
+            )
+        self._resumed = load_state(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            trainer_state.restore(self, self._resumed)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            rank: int = self.accelerator.process_index  # pyright: ignore[reportAttributeAccessIssue]
+            trainer_state.set_random_states(self._resumed["random"][rank])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As the trainer's, which would take one step too many after a checkpoint of the very last step."""
+        trainer: Any = self
+        if trainer.state.global_step < trainer.state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ContinualTrainer(ContinualMixin, Trainer):

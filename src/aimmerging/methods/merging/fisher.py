@@ -33,7 +33,7 @@ class FisherAtEnd(Method):
     """
 
     merges = True
-    remembered = ("learned", "fisher")
+    remembered = ("learned", "fisher", "anchor")
 
     start: Literal["seq"] = "seq"
     examples: Annotated[int, Field(gt=0)] = 256
