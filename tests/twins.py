@@ -1,8 +1,12 @@
 """Slow, obvious twins of the core: one plain loop a rule, written from the method's formulas and not from our code."""
 
+import itertools
 import math
 import random
 import re
+import statistics
+import struct
+from fractions import Fraction
 
 
 def reference_controller(losses, totals, *, s=8, m=8, factor=2.0, cold=3, s_min=2, s_max=128, adaptive=True):
@@ -122,3 +126,131 @@ def longest_common_subsequence(left, right):
     if left[0] == right[0]:
         return 1 + longest_common_subsequence(left[1:], right[1:])
     return max(longest_common_subsequence(left[1:], right), longest_common_subsequence(left, right[1:]))
+
+
+def controller(losses, totals, rates, c):
+    """All rules of the controller as one loop; `c` holds the fields of a ControllerConfig by name.
+
+    Returns the phases (a letter a step, `-` without a probe), the merges as tuples (step, hits, forced, S, M, planned
+    step, δ, samples, rehearsal steps, w_in, w_out, Λ, c, S after, M after), and the step that failed, or None.
+    """
+    s, m, ratio = c["interval"], c["rehearsal_steps"], c["rehearsal_steps"] / c["interval"]
+    begin, last, hits, forced, window, delta, smooth, rate_sum, signals = s, 0, 0, False, [], None, None, 0.0, []
+    phases, merges = "", []
+    for g, h in enumerate(losses, start=1):
+        since, letter = g - last, "-"
+        probed = since % c["probe_every"] == 0
+        rate_sum += rates[g - 1]
+        if delta is None:
+            if probed:
+                window.append(h)
+                letter = "c"
+                if since > int(s * 2 / 3):
+                    letter, mean = "t", sum(window) / len(window)
+                    if c["threshold_rule"] == "mean":
+                        delta = mean * c["threshold_factor"]
+                    else:
+                        delta = (
+                            mean + c["threshold_factor"] * statistics.pstdev(window) if math.isfinite(mean) else mean
+                        )
+        else:
+            value = h
+            if probed and c["threshold_rule"] == "zscore":
+                before = window[-1] if smooth is None else smooth
+                smooth = c["smoothing"] * before + (1 - c["smoothing"]) * h if math.isfinite(h) else before
+                value = smooth
+            if probed and value >= delta:
+                hits, forced, letter = hits + 1, False, "h"
+            elif g >= begin + s:
+                hits, forced, letter = hits + 1, True, "f"
+            elif probed:
+                letter = "q"
+        phases += letter
+        if not (hits >= 3 or (hits >= 1 and g >= begin)):
+            continue
+        signal = totals[len(merges)] / (s if c["signal_steps"] == "planned" else since)
+        if c["signal_per_learning_rate"] and rate_sum > 0:
+            signal /= rate_sum / since
+        if c["interval_rule"] != "ratio" and not math.isfinite(signal):
+            return phases, merges, g
+        new_s, factor = s, None
+        if c["adaptive"] and len(signals) > c["cold_start"]:
+            try:
+                new_s, factor = {"ratio": _ratio, "trend": _trend, "smoothed": _smoothed}[c["interval_rule"]](
+                    s, signals, signal, c
+                )
+            except (ZeroDivisionError, ValueError, OverflowError):
+                return phases, merges, g
+        run = m if c["rehearsal_rule"] == "planned" else int(g * ratio) - int(last * ratio)
+        new_m = int(new_s * ratio) if c["adaptive"] else m
+        several, short = hits > 1, s <= 70
+        table = {(1, 1): (0.5, 0.5), (1, 0): (0.4, 0.6), (0, 1): (0.6, 0.4), (0, 0): (0.5, 0.5)}[several, short]
+        weights = c["weights"] or table
+        merges.append((g, hits, forced, s, m, begin, delta, len(window), run, *weights, signal, factor, new_s, new_m))
+        signals.append(signal)
+        s, m, begin, last = new_s, new_m, g + new_s, g
+        hits, forced, window, delta, smooth, rate_sum = 0, False, [], None, None, 0.0
+    return phases, merges, None
+
+
+def _ratio(s, signals, signal, c):
+    if signal >= signals[-1]:
+        factor = signal / signals[-1]
+        new = max(c["min_interval"], int(s / factor))
+        return (int(new / 2) if new >= 64 else new), factor
+    factor = signals[-1] / signal + (1 if s < 64 else 0.5)
+    return min(c["max_interval"], int(s * factor)), factor
+
+
+def _trend(s, signals, signal, c):
+    window = [*signals, signal][-c["trend_window"] :]
+    up = sum(b > a for a, b in itertools.pairwise(window))
+    down = sum(b < a for a, b in itertools.pairwise(window))
+    share = up / (up + down) if up + down else 0.5
+    if share > 0.5 + c["slack"]:
+        return max(c["min_interval"], int(s / c["shrink"])), c["shrink"]
+    if share < 0.5 - c["slack"]:
+        return min(c["max_interval"], int(s * c["growth"])), c["growth"]
+    return s, None
+
+
+def _smoothed(s, signals, signal, c):
+    logs = [math.log(value) for value in signals if value > 0]
+    if signal == 0 or not logs:
+        return s, None
+    average = logs.pop(0)
+    for value in logs:
+        average = c["smoothing"] * average + (1 - c["smoothing"]) * value
+    move = math.log(signal) - average
+    if abs(move) <= c["dead_band"]:
+        return s, None
+    factor = math.exp(min(abs(move), math.log(2)))
+    new = round(s / factor if move > 0 else s * factor)
+    return min(c["max_interval"], max(c["min_interval"], new)), factor
+
+
+def fuse_exactly(start, task, rehearsed, weight_in, weight_out):
+    """The fusion of three numbers in rational arithmetic, rounded once, to double precision."""
+    start, task, rehearsed, w_in, w_out = map(Fraction, (start, task, rehearsed, weight_in, weight_out))
+    return float(start + w_in * (task - start) + w_out * (rehearsed - task))
+
+
+def fuse_in_float32(start, task, rehearsed, weight_in, weight_out):
+    """The fusion of three float32 numbers as documented, each step rounded to float32, products added unrounded.
+
+    That is θ_rehearsed + (w_in - 1)·δ_in + (w_out - 1)·δ_out from left to right with fused multiply-add.
+    """
+    delta_in, delta_out = single(task - start), single(rehearsed - task)
+    first = single(Fraction(rehearsed) + Fraction(single(weight_in - 1)) * Fraction(delta_in))
+    return single(Fraction(first) + Fraction(single(weight_out - 1)) * Fraction(delta_out))
+
+
+def single(value):
+    """The float32 number nearest to a float or fraction."""
+    return struct.unpack("<f", struct.pack("<f", float(value)))[0]
+
+
+def spacing(value):
+    """Distance from a float32 number's magnitude to the next: its ulp."""
+    exponent = math.frexp(value)[1] if value else -200
+    return 2.0 ** max(exponent - 24, -149)

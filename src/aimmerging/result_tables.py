@@ -105,8 +105,8 @@ def _comparisons(results: Results) -> Table:
         "Differences of OP, points",
         f"Paired hierarchical bootstrap over orders, seeds and test rows, {DRAWS:,} draws: difference, 95 % interval "
         "and two-sided p, Holm-corrected over these comparisons. Detectable: the smallest true difference that a "
-        "paired t-test over as many pairs of runs would find with power .8 at level .05. Verdict: better or worse where "
-        "the difference exceeds the 95 % t-interval over the pairs and the bootstrap's interval leaves out zero.",
+        "paired t-test over as many pairs of runs would find with power .8 at level .05. Verdict: better or worse "
+        "where the difference exceeds the 95 % t-interval over the pairs and the bootstrap's interval leaves out zero.",
         (
             Column("comparison", "comparison", "text"),
             Column("difference", "difference", "change"),

@@ -1,0 +1,24 @@
+"""Short versions of `python -m tests.kill` and `python -m tests.torn`; their full figures: docs/reliability.md."""
+
+import kill
+import pytest
+import torn
+
+pytestmark = pytest.mark.slow
+
+
+def test_ten_kills_end_as_no_kill_at_all(tmp_path):
+    cases = [("t5", "default"), ("llama", "paper")]
+    results = [
+        result
+        for kind, preset in cases
+        for result in kill.run_kills(5, 3, tmp_path / kind, kinds=(kind,), presets=(preset,))
+    ]
+    assert sum(result.kills for result in results) == 10
+    assert [result.differences for result in results if result.differences] == []
+
+
+def test_torn_writes_do_no_harm(tmp_path):
+    faults = torn.inject(tmp_path)
+    assert len(faults) >= 200
+    assert [fault for fault in faults if fault.wrong] == []
