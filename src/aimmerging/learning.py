@@ -13,12 +13,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from aimmerging import memory, rundir, trainer_state
 from aimmerging.checkpoints import LEARNED, Checkpointing, Working
 from aimmerging.config import RunConfig
+from aimmerging.costs import Costs
 from aimmerging.data import Collator, Feature, Truncation
 from aimmerging.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
 from aimmerging.models import LoadedModel, adapter_state, carry, set_adapter_state
-from aimmerging.session import Costs, RehearsalSettings, Session
+from aimmerging.session import RehearsalSettings, Session
 from aimmerging.state import to_device
 from aimmerging.tasks import Row, Task, hash_rows
 from aimmerging.trainer import ContinualTrainer

@@ -60,7 +60,7 @@ def adapter_of(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
     return found
 
 
-def weighted_sum(parts: Sequence[Factors], weights: Sequence[float]) -> Factors:
+def weighted_sum(parts: Sequence[Factors], weights: Sequence[float] | Sequence[Tensor]) -> Factors:
     """Σ wᵢ BᵢAᵢ, exactly, by stacking the factors: the ranks add up."""
     scaled = [weight * part.b for part, weight in zip(parts, weights, strict=True)]
     return Factors(torch.cat([part.a for part in parts]), torch.cat(scaled, dim=1))

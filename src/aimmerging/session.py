@@ -5,11 +5,10 @@ method rehearses, distils, accumulates and counts in the same way, on one device
 """
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,11 +16,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from aimmerging import finite, memory, stopping
+from aimmerging.costs import Costs
 from aimmerging.distillation import AnswerLogits, distillation_loss
 from aimmerging.errors import ConfigError
 from aimmerging.fusion import local
 from aimmerging.models import adapter_state, set_adapter_state
 from aimmerging.signals import TokenLoss, token_losses, total_change
+
+_OWN = ""
+"""What the task that is being learned is called in a draw; tasks have names."""
 
 
 class RehearsalLoss(NamedTuple):
@@ -68,52 +71,6 @@ class RehearsalSettings:
     def loss(self) -> RehearsalLoss:
         """Of a rehearsal step, where a method asks for no other."""
         return RehearsalLoss(1.0, self.distillation_weight, self.distillation_temperature)
-
-
-@dataclass(slots=True)
-class Costs:
-    """What learning a task took: wall seconds by kind, and counts that do not depend on the machine."""
-
-    task_seconds: float = 0.0
-    probe_seconds: float = 0.0
-    rehearsal_seconds: float = 0.0
-    fusion_seconds: float = 0.0
-    memory_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    task_updates: int = 0
-    task_rows: int = 0
-    memory_updates: int = 0
-    memory_rows: int = 0
-    probe_forwards: int = 0
-    probe_rows: int = 0
-    merges: int = 0
-    peak_memory_bytes: int = 0
-
-    def to_json(self) -> dict[str, float]:
-        """Return plain data for stage.json."""
-        return asdict(self)
-
-    @property
-    def total_seconds(self) -> float:
-        """Of the training: on the task, probing, rehearsing and fusing."""
-        return self.task_seconds + self.probe_seconds + self.rehearsal_seconds + self.fusion_seconds
-
-    @contextmanager
-    def measure(self, kind: Literal["probe", "rehearsal", "fusion", "memory", "evaluation"]) -> Iterator[None]:
-        """Add the block's wall time to `kind`; the device is waited for, so its work counts where it was asked for."""
-        _synchronise()
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            _synchronise()
-            name = f"{kind}_seconds"
-            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 @dataclass(slots=True)
@@ -337,6 +294,38 @@ class Session:
         finally:
             model.train(was_training)
 
+    def gradients_with(self, adapter: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of the mean token loss at other adapter values, over a batch in which every task has its turn.
+
+        The task that is being learned is one of them. All rows of the batch count as rehearsed. In eval mode; neither
+        the adapter nor its own gradients are touched.
+
+        Args:
+            adapter: values in place of `adapter`, in its order, of any rank.
+        """
+        model, values = self.model, [value.detach().requires_grad_() for value in adapter]
+        names = [name for name, value in model.named_parameters() if value.requires_grad]
+        features = {**self.features, _OWN: self.trainer.train_dataset}
+        was_training = model.training
+        with self.costs.measure("rehearsal"):
+            model.eval()
+            refs = self._draw(self.settings.batch_size, self.settings.seed, self.drawn, features)
+            batches = [batch for batch, _ in self._micro_batches(refs, features)]
+            [tokens] = self.sum_over_ranks(sum(self.answer_tokens(batch["labels"]) for batch in batches))
+            total = [torch.zeros_like(value) for value in values]
+            for batch in batches:
+                labels = batch.pop("labels")
+                with self.trainer.compute_loss_context_manager():
+                    named = dict(zip(names, values, strict=True))
+                    logits = torch.func.functional_call(model, named, kwargs=batch).logits
+                loss = token_losses(logits, labels, shift=self.shift).sum() / max(tokens, 1)
+                total = [so_far + more for so_far, more in zip(total, torch.autograd.grad(loss, values), strict=True)]
+            model.train(was_training)
+        self.drawn += 1
+        self.costs.memory_rows += self.settings.batch_size
+        self.costs.memory_updates += 1
+        return self.trainer.accelerator.reduce(total, "sum")
+
     def reset_moments(self) -> None:
         """Forget the task optimizer's moments, which belong to weights that a fusion has just replaced."""
         self.trainer.optimizer.state.clear()
@@ -363,8 +352,10 @@ class Session:
                 losses.append(loss.detach())
         return torch.stack(losses) if losses else torch.zeros(())
 
-    def _draw(self, rows: int, seed: int, number: int) -> list[memory.MemoryRef]:
-        """Draw memory rows.
+    def _draw(
+        self, rows: int, seed: int, number: int, features: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[memory.MemoryRef]:
+        """Draw memory rows, or rows of `features`.
 
         Raises:
             ConfigError: there are none; for good, where the method's class does not ask for any.
@@ -375,7 +366,8 @@ class Session:
                 f"method {method.__name__} asks for memory rows, but its class says `rehearses = False`, so none are "
                 "kept; set `rehearses = True` in the class"
             )
-        return memory.draw(self.sizes, rows, seed, number)
+        sizes = self.sizes if features is None else {task: len(rows) for task, rows in features.items()}
+        return memory.draw(sizes, rows, seed, number)
 
     def _rehearsal_loss(
         self, model: Any, batch: dict[str, Tensor], answers: list[AnswerLogits] | None, weights: RehearsalLoss
@@ -391,14 +383,14 @@ class Session:
         return loss + weights.kl * kl
 
     def _micro_batches(
-        self, refs: Sequence[memory.MemoryRef]
+        self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
     ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits] | None]]:
         """This rank's rows of a draw, collated and on the device, with their stored logits where all rows have some."""
-        size = self.settings.micro_batch_size
+        size, features = self.settings.micro_batch_size, features or self.features
         mine = refs[self.trainer.accelerator.process_index :: self.world]
         for start in range(0, len(mine), size):
             chunk = mine[start : start + size]
-            batch = self._prepared([self.features[ref.task][ref.row] for ref in chunk])
+            batch = self._prepared([features[ref.task][ref.row] for ref in chunk])
             stored = [self.answers[ref.task][ref.row] for ref in chunk if ref.task in self.answers]
             yield batch, stored if len(stored) == len(chunk) else None
 

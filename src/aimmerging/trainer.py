@@ -17,10 +17,11 @@ import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging import finite, trainer_state
+from aimmerging.costs import Costs
 from aimmerging.distillation import AnswerLogits
 from aimmerging.errors import ConfigError, ModelError
 from aimmerging.methods.base import Method
-from aimmerging.session import Costs, RehearsalSettings, Session
+from aimmerging.session import RehearsalSettings, Session
 from aimmerging.state import load_state, save_state
 
 

@@ -13,9 +13,10 @@ from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
+from aimmerging.costs import Costs
 from aimmerging.errors import RunDirectoryError
 from aimmerging.models import PAST, carry
-from aimmerging.session import Costs, Session
+from aimmerging.session import Session
 from aimmerging.state import to_device
 
 FOLDER = "continual"

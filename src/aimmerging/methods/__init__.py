@@ -67,6 +67,7 @@ METHODS: dict[str, type[Method]] = {
     "merge_regmean": merging.RegMean,
     "merge_fisher": merging.FisherMerge,
     "merge_became": merging.Became,
+    "merge_adamerging": merging.AdaMerging,
     "single_task": SingleTask,
     "multi_task": MultiTask,
 }

@@ -1,5 +1,6 @@
 """Merging at task ends, in ΔW space: one base class, two settings, a rule a class."""
 
+from aimmerging.methods.merging.adaptive import AdaMerging
 from aimmerging.methods.merging.at_end import MergeAtEnd
 from aimmerging.methods.merging.fisher import Became, FisherMerge
 from aimmerging.methods.merging.linear import Average, TaskArithmetic
@@ -8,6 +9,7 @@ from aimmerging.methods.merging.sparse import Breadcrumbs, Dare, Della, MagMax, 
 from aimmerging.methods.merging.subspace import CoreSpace, Knots, Opcm, Slerp
 
 __all__ = [
+    "AdaMerging",
     "Average",
     "Became",
     "Breadcrumbs",
