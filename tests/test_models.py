@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
-from command_line import refused
+from command_line import command, refused
 from safetensors.torch import load_file, save_file
 from short_runs import config_file, settings
 
 from aimmerging.config import resolve
 from aimmerging.errors import ModelError
+from aimmerging.evaluate import generate
 from aimmerging.lora import adapter_of, layers, weighted_sum
 from aimmerging.models import (
     TRAINED,
@@ -24,6 +25,7 @@ from aimmerging.models import (
     wearing,
 )
 from aimmerging.progress import Progress
+from aimmerging.rundir import read_jsonl, read_rows
 from aimmerging.sources import base_folder
 
 
@@ -275,3 +277,48 @@ def test_a_carried_adapter_adds_to_the_trained_one_and_is_not_trained(folder):
     assert torch.equal(model(**ids).logits, plain)
     set_adapter_state(model, past)
     torch.testing.assert_close(model(**ids).logits, alone)
+
+
+# --- adapters of other kinds -----------------------------------------------------------------------------------------
+
+
+def saved_adapter(base, settings, place):
+    from peft import get_peft_model
+    from transformers import AutoModelForSeq2SeqLM
+
+    get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(base), settings).save_pretrained(place)
+    return {"name": str(base), "adapter": str(place)}
+
+
+@pytest.mark.parametrize("method", ["sequential", "aim", "merge_ties"])
+def test_prompts_are_refused_by_name(method, tiny_t5, tmp_path):
+    from peft import PromptTuningConfig
+
+    model = saved_adapter(tiny_t5, PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4), tmp_path / "p")
+    text = refused("run", config_file(tmp_path, tiny_t5, method=method, model=model), "--out", tmp_path / "run")
+    assert "holds a PROMPT_TUNING adapter" in text
+    assert "start from a LoRA adapter" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sequential", "replay", "ewc"])
+def test_an_osf_adapter_is_learned_with_where_nothing_is_merged(method, tiny_t5, tmp_path):
+    """PEFT's orthogonal subspace tuner; a prediction from PEFT's own loading is that of the run."""
+    from peft import OSFConfig, PeftModel
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = saved_adapter(tiny_t5, OSFConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q", "v"]), tmp_path / "osf")
+    config = config_file(tmp_path, tiny_t5, method=method, model=model)
+    command("run", config, "--out", tmp_path / "run")
+    start = load_file(tmp_path / "osf/adapter_model.safetensors")
+    last = tmp_path / "run/stages/02-beta"
+    learned = load_file(last / "adapter/adapter_model.safetensors")
+    assert learned.keys() == start.keys()
+    assert any(not torch.equal(value, start[name]) for name, value in learned.items())
+
+    tuned = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_t5), last / "adapter")
+    codec = load(tiny_t5).codec
+    answers = generate(tuned, codec, read_rows(last / "test/01.jsonl"), 4)
+    assert answers == [row["prediction"] for row in read_jsonl(last / "predictions/02-beta.jsonl")]
+    text = refused("run", config_file(tmp_path, tiny_t5, method="aim", model=model), "--out", tmp_path / "merged")
+    assert "merges plain LoRA adapters, and this one has an adapter of type OSF" in text

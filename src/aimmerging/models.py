@@ -168,11 +168,14 @@ def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
 
 
 def _check_adapter_config(folder: Path) -> None:
-    """Refuse an adapter_config.json that is none, or that names a library PEFT would import.
+    """Refuse an adapter_config.json that is none, of a prompt, or that names a library PEFT would import.
 
     Raises:
         ModelError: says what is wrong with it.
     """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.config import PromptLearningConfig
+
     file = folder / "adapter_config.json"
     try:
         settings = parse_json(read_text(file))
@@ -183,6 +186,14 @@ def _check_adapter_config(folder: Path) -> None:
         raise ModelError(f"{file} holds {type(settings).__name__}; give the folder of a PEFT adapter")
     if settings.get("megatron_config"):
         raise ModelError(f"{file} names a library to import (megatron_config), which is never done; remove the key")
+    kinds: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
+    kind = kinds.get(str(settings.get("peft_type")))
+    if kind is not None and issubclass(kind, PromptLearningConfig):
+        raise ModelError(
+            f"{folder} holds a {settings['peft_type']} adapter, which is no weight of the model but a part of its "
+            "input: it cannot be merged, and PEFT does not go on training a saved one; start from a LoRA adapter, or "
+            "from none"
+        )
 
 
 def adapter_state(model: Any) -> dict[str, Any]:
