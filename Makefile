@@ -43,6 +43,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	@# the extra `oracles`, without its dependencies: tests need none of them, and they hold back other releases
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(CONSTRAINTS) mergekit fusion-bench
 	touch $@ $(VENV)/.installed
 
 clean:
