@@ -17,6 +17,7 @@ from test_report import _Page
 from aimmerging import comparison, rundir
 from aimmerging.comparison import FAILED, compare, parse_spec, recompute
 from aimmerging.errors import RunDirectoryError
+from aimmerging.manifest import installed_versions
 from aimmerging.run import run
 
 TASKS = {"alpha": "aab", "beta": "ccb"}
@@ -225,6 +226,14 @@ def test_rows_that_changed_in_between_are_refused(copied, tmp_path, here):
 
 
 # --- tables and page -------------------------------------------------------------------------------------------------
+
+
+def test_the_environment_of_the_cells_is_kept(copied):
+    _, _, out = copied
+    [kind] = json.loads((out / "environment.json").read_text())["environments"]
+    assert kind["cells"] == len(list(out.rglob("manifest.json")))
+    assert kind["versions"] == installed_versions()
+    assert kind["base_model"]["sha256"]
 
 
 def test_tables_come_again_from_predictions_alone(copied):

@@ -6,6 +6,7 @@ import re
 import pytest
 from test_report import BROWSER, _open_in_browser, _Page
 
+from aimmerging import comparison_charts
 from aimmerging.comparison_page import write_page
 from aimmerging.config import resolve
 from aimmerging.errors import RunDirectoryError
@@ -205,7 +206,7 @@ def test_browser_draws_every_chart_without_an_error(tmp_path):
     document, log = _open_in_browser(page, tmp_path / "profile")
     assert [line for line in log.splitlines() if "CONSOLE" in line or "Uncaught" in line] == []
     drawn = re.split(r'<div class="chart', document)[1:]
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     assert all('class="main-svg"' in chart for chart in drawn)
 
 
@@ -215,3 +216,61 @@ def test_numbers_read_as_they_should():
     assert "< .001" not in text.replace("&lt; .001", "")
     assert r"multi\_task (reference)" in text
     assert "$-$" in latex(everything())
+
+
+# --- many methods ----------------------------------------------------------------------------------------------------
+
+
+def many(count=20):
+    """Methods of rising OP, all compared with the lowest one, on two seeds."""
+    names = [f"method-{place:02d}" for place in range(count)]
+    configs = dict.fromkeys(names, CONFIGS["replay"])
+    runs = []
+    for seed in (0, 1):
+        for place, name in enumerate(names):
+            last = [100 * (place // 2 + seed) / ROWS] * 3
+            runs.append(run(name, seed=seed, matrix=tuple((*row[:3], x) for row, x in zip(MATRIX, last, strict=True))))
+    return analyse([(name, names[0]) for name in names[1:]], configs, runs, [])
+
+
+def test_few_methods_all_stand_out():
+    results = everything()
+    assert comparison_charts.lit(results) == list(METHODS)
+    assert all(
+        trace.get("showlegend", True) for trace in comparison_charts.against_compute(results, "task_rows")["data"]
+    )
+
+
+def test_of_many_methods_the_baseline_and_the_best_stand_out():
+    results = many()
+    bright = comparison_charts.lit(results)
+    assert bright == ["method-00", "method-12", *(f"method-{place}" for place in range(14, 20))]  # 12 and 13 are equal
+    figure = comparison_charts.average_curves(results)
+    assert [line["name"] for line in figure["data"] if line.get("showlegend", True)] == bright
+    assert len({line["name"] for line in figure["data"] if "name" in line}) == 20
+    dots = comparison_charts.against_compute(results, "task_rows")["data"]
+    assert [dot["name"] for dot in dots if dot["showlegend"]] == bright
+
+
+def test_the_ranking_shows_every_method_and_reference_the_best_on_top():
+    results = everything()
+    figure = comparison_charts.ranking(results)
+    levels = {name: found["op"].mean for name, found in results.measures.items()}
+    levels |= {name: level.mean for name, level in results.references.items()}
+    assert figure["layout"]["yaxis"]["ticktext"] == sorted(levels, key=lambda name: -levels[name])
+    shown = [dot["x"][0] for dot in figure["data"]]
+    assert shown == sorted(shown, reverse=True)
+    assert comparison_charts.ranking(many())["layout"]["height"] > figure["layout"]["height"]
+
+
+def test_many_differences_are_told_by_verdict(tmp_path):
+    results = many()
+    page = write_page(
+        results, {Place(r.method, r.order, r.seed): tmp_path / r.name for r in results.runs}, tmp_path / "p.html"
+    )
+    text = " ".join(_Page(page.read_text()).text.split())
+    for comparison in results.comparisons:
+        words = {"better": "Better than", "within the spread": "Within the spread of"}[comparison.difference.verdict]
+        [sentence] = re.findall(rf"{words} method-00, points of OP: [^.]*(?:\.\d[^.]*)*\.", text)
+        assert f"{comparison.method} (+" in sentence
+    assert "20 methods: method-18" in text or "20 methods: method-19" in text

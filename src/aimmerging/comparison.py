@@ -8,8 +8,9 @@ what is not finished; cells that failed are listed and tried again on request.
 """
 
 import itertools
+import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -293,9 +294,21 @@ def conclude(spec: ComparisonSpec, out: Path, cells: Mapping[Place, Cell], *, re
     found = results.analyse(spec.pairs, configs, runs, missing)
     rundir.write_text(out / "spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
     rundir.write_json(out / "comparison.json", found.to_json())
+    rundir.write_json(out / "environment.json", _environments([cell.out for cell in finished.values()]))
     write_tables(found, out)
     write_page(found, {place: cell.out for place, cell in finished.items()}, out / "report.html")
     return Outcome(out, found, failed, unfinished)
+
+
+def _environments(cells: Sequence[Path]) -> dict[str, Any]:
+    """Releases, hardware and base model that the cells were made with: each kind once, with its number of cells."""
+    kinds: dict[str, int] = {}
+    for cell in cells:
+        manifest = rundir.read_json(cell / "manifest.json")
+        kind = json.dumps({name: manifest[name] for name in ("versions", "hardware", "base_model")})
+        kinds[kind] = kinds.get(kind, 0) + 1
+    found = [{"cells": count, **json.loads(kind)} for kind, count in kinds.items()]
+    return {"schema_version": rundir.SCHEMA_VERSION, "environments": found}
 
 
 def _finished(cell: Cell) -> bool:

@@ -1,6 +1,8 @@
 """The figures of a comparison: pure functions from results to plotly JSON, in the manner of :mod:`aimmerging.charts`.
 
-Bands and error bars are 95 % t-intervals over orders × seeds; with one run there is none.
+Bands and error bars are 95 % t-intervals over orders × seeds; with one run there is none. Where methods are more than
+can be told apart by colour, most are drawn faint and without a place in the legend; they say their names under the
+pointer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +13,39 @@ from aimmerging.statistics import Estimate, estimate
 
 COMPUTE = ("task_updates", "memory_rows", "training_seconds")
 """What scores are held against, fields of :data:`aimmerging.results.COSTS`."""
+LIT = 8
+"""Methods that stand out in a figure at most."""
+_FAINT = Style("#c4cad3", "solid", "circle")
+
+
+def lit(results: Results) -> list[str]:
+    """The methods that stand out: all where they are few, else those compared with and the best by OP."""
+    levels = {name: found["op"].mean for name, found in results.measures.items()}
+    compared = list(dict.fromkeys(comparison.baseline for comparison in results.comparisons))
+    best = sorted(levels, key=lambda name: -levels[name])
+    first = list(dict.fromkeys([*compared, *best]))[: max(LIT, len(compared))]
+    return [name for name in results.measures if name in first]
+
+
+def ranking(results: Results) -> Figure:
+    """OP of every method and reference with its interval, the best on top."""
+    styles, own = _styles(results), {name: found["op"] for name, found in results.measures.items()}
+    ranked = sorted((own | dict(results.references)).items(), key=lambda pair: -pair[1].mean)
+    data = [
+        {
+            "type": "scatter", "mode": "markers", "x": numbers([level.mean]), "y": [place], "cliponaxis": False,
+            "error_x": _bar(level, styles[name]), "hovertext": [f"{label(name)}: {_show(level)}"], "hoverinfo": "text",
+            "marker": {"symbol": styles[name].symbol, "size": 10, "color": styles[name].color},
+        }
+        for place, (name, level) in enumerate(ranked)
+    ]  # fmt: skip
+    layout = {
+        "showlegend": False, "margin": {"l": 16, "r": 16, "t": 16, "b": 48},
+        "xaxis": {"range": [-3, 104], "title": {"text": "OP, points"}, "zeroline": False},
+        "yaxis": {"tickvals": list(range(len(ranked))), "ticktext": [label(name, 40) for name, _ in ranked],
+                  "range": [len(ranked) - 0.4, -0.6], "automargin": True, "zeroline": False},
+    }  # fmt: skip
+    return figure(data, 90 + 24 * len(ranked), layout)
 
 
 def average_curves(results: Results) -> Figure:
@@ -35,12 +70,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _curves(results: Results, curve: Callable[[Run], Sequence[float | None]], levels: Mapping[str, Estimate]) -> Figure:
     """One line a method with its band, one level line a reference."""
-    styles, data, longest = _styles(results), [], 1
-    for name in results.measures:
+    styles, data, longest, bright = _styles(results), [], 1, lit(results)
+    for name in _faint_first(results, bright):
         stages = list(zip(*(curve(run) for run in results.runs if run.method == name), strict=True))
         points = [estimate([value for value in stage if value is not None]) for stage in stages]
         longest = max(longest, len(points))
-        data += [*_band(points, styles[name]), _line(name, points, styles[name])]
+        if name in bright:
+            data += [*_band(points, styles[name]), _line(name, points, styles[name])]
+        else:
+            faint = {"mode": "lines", "line": {"color": _FAINT.color, "width": 1}, "showlegend": False}
+            data.append(_line(name, points, _FAINT) | faint)
     for name, level in levels.items():
         style = styles[name]
         data.append(
@@ -112,16 +151,16 @@ def _scatter(
     results: Results, points: Mapping[str, tuple[Estimate, Estimate]], layout: Figure, across: str, up: str
 ) -> Figure:
     """One point a method with its error bars both ways."""
-    styles = _styles(results)
+    styles, bright = _styles(results), lit(results)
     data = [
         {
             "type": "scatter", "mode": "markers", "name": label(name, 24), "x": numbers([x.mean]),
-            "y": numbers([y.mean]), "cliponaxis": False,
-            "error_x": _bar(x, styles[name]), "error_y": _bar(y, styles[name]),
-            "marker": {"symbol": styles[name].symbol, "size": 13, "color": styles[name].color},
+            "y": numbers([y.mean]), "cliponaxis": False, "showlegend": name in bright,
+            **({"error_x": _bar(x, styles[name]), "error_y": _bar(y, styles[name])} if name in bright else {}),
+            "marker": {"symbol": styles[name].symbol, "size": 13 if name in bright else 8, "color": styles[name].color},
             "hovertext": [f"{label(name)}<br>{across}: {_show(x)}<br>{up}: {_show(y)}"], "hoverinfo": "text",
         }
-        for name, (x, y) in points.items()
+        for name in _faint_first(results, bright) if name in points for x, y in [points[name]]
     ]  # fmt: skip
     return figure(data, 360, layout | {"showlegend": True})
 
@@ -135,5 +174,12 @@ def _show(value: Estimate) -> str:
     return f"{value.mean:,.1f}" + ("" if value.margin is None else f" ± {value.margin:,.1f}")
 
 
+def _faint_first(results: Results, bright: Sequence[str]) -> list[str]:
+    """The methods in drawing order: those that stand out lie on top."""
+    return [*(name for name in results.measures if name not in bright), *bright]
+
+
 def _styles(results: Results) -> dict[str, Style]:
-    return styles_of({**results.kinds, **{name: name for name in results.references}})
+    bright = {name: results.kinds[name] for name in lit(results)}
+    own = styles_of(bright | {name: name for name in results.references})
+    return dict.fromkeys(results.measures, _FAINT) | own

@@ -1,6 +1,6 @@
 """The page of a comparison: one HTML file, made from results alone; see :mod:`aimmerging.report` for how pages work."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def _context(results: Results, cells: Mapping[Place, Path], out: Path) -> dict[s
     orders = list(dict.fromkeys(run.order for run in results.runs))
     seeds = sorted({run.seed for run in results.runs})
     figures = {
+        "figure-ranking": comparison_charts.ranking(results),
         "figure-average": comparison_charts.average_curves(results),
         "figure-first": comparison_charts.first_task_curves(results),
         **{f"figure-{cost}": comparison_charts.against_compute(results, cost) for cost in comparison_charts.COMPUTE},
@@ -45,7 +46,9 @@ def _context(results: Results, cells: Mapping[Place, Path], out: Path) -> dict[s
             report.number_of(len(things), noun)
             for things, noun in ((results.measures, "method"), (orders, "order"), (seeds, "seed"))
         ),
-        "sentences": list(_sentences(results)),
+        "lead": _lead(results),
+        "differences": list(_differences(results)),
+        "faint": len(results.measures) > len(comparison_charts.lit(results)),
         "protocol": results.protocol,
         "statement": STATEMENTS[results.protocol] if results.protocol else None,
         "departures": results.departures,
@@ -74,18 +77,57 @@ def _texts(table: Table) -> list[list[str]]:
     ]
 
 
-def _sentences(results: Results) -> Iterator[str]:
-    """What came out, in words: the order of the methods, then each declared comparison."""
+def _lead(results: Results) -> str:
+    """The order of the methods; of many, both ends."""
     levels = {name: found["op"].mean for name, found in results.measures.items()}
     ranked = sorted(levels, key=lambda name: -levels[name])
-    listing = ", ".join(f"{name} {levels[name]:.1f}" for name in ranked)
-    yield f"Mean score after the last task: {listing}."
-    for method, baseline, found, p_holm in results.comparisons:
-        verdict = "above" if found.low > 0 else "below" if found.high < 0 else "not told apart from"
-        yield (
-            f"{method} is {verdict} {baseline}: {found.mean:+.1f} points, 95 % interval {found.low:+.1f} to "
-            f"{found.high:+.1f}, p {p_holm:.2g} after correction."
-        ).replace("-", "−")
+    if len(ranked) <= comparison_charts.LIT:
+        return f"Mean score after the last task: {_listed(ranked, levels)}."
+    best, worst = ranked[:5], ranked[-3:]
+    return (
+        f"Mean score after the last task of {len(ranked)} methods: {_listed(best, levels)} lead; "
+        f"{_listed(worst, levels)} come last."
+    )
+
+
+def _differences(results: Results) -> Iterator[str]:
+    """Each declared comparison in words; where they are many, one sentence a verdict."""
+    if len(results.comparisons) <= comparison_charts.LIT:
+        for method, baseline, found, p_holm in results.comparisons:
+            yield (
+                f"{method} {_VERDICTS[found.verdict]} {baseline}: {_signed(found.mean)} points, 95 % interval "
+                f"{_signed(found.low)} to {_signed(found.high)}, p {p_holm:.2g} after correction."
+            )
+        return
+    groups: dict[tuple[str, str], dict[str, float]] = {}
+    for method, baseline, found, _ in results.comparisons:
+        groups.setdefault((baseline, found.verdict), {})[method] = found.mean
+    for (baseline, verdict), means in groups.items():
+        ranked = sorted(means, key=lambda name: -means[name])
+        methods = ", ".join(f"{name} ({_signed(means[name])})" for name in ranked)
+        yield f"{_GROUPS[verdict]} {baseline}, points of OP: {methods}."
+
+
+_VERDICTS = {
+    "better": "is better than",
+    "worse": "is worse than",
+    "within the spread": "differs within the spread from",
+    "one pair": "in one pair of runs, which shows no spread, against",
+}
+_GROUPS = {
+    "better": "Better than",
+    "worse": "Worse than",
+    "within the spread": "Within the spread of",
+    "one pair": "In one pair of runs, which shows no spread, against",
+}
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def _listed(names: Sequence[str], levels: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {levels[name]:.1f}" for name in names)
 
 
 def _mean_matrices(results: Results) -> Iterator[tuple[str, RunView]]:
