@@ -310,22 +310,10 @@ def decide(config: ControllerConfig, state: ControllerState, change_total: float
     """
     elapsed = state.step - state.last_merge
     signal = _learning_signal(config, state, change_total, elapsed)
-    interval, factor = state.interval, None
-    if config.interval_rule != "ratio" and not math.isfinite(signal):
-        # `ratio` imitates the released code, which meets such a value only when it divides by it
-        raise SignalError(f"the learning signal at step {state.step} is {signal}: the adapter's weights are not finite")
-    if config.adaptive and len(state.signals) > config.cold_start:
-        try:
-            interval, factor = _INTERVAL_RULES[config.interval_rule](config, state, signal)
-        except (ZeroDivisionError, ValueError, OverflowError) as error:
-            raise SignalError(
-                f"the learning signal at step {state.step} (merge {len(state.signals) + 1}) is {signal} after "
-                f"{state.signals[-1]}; the {config.interval_rule!r} rule needs finite values above zero. The adapter "
-                "did not move or its weights are not finite: check the learning rate and the loss at that step"
-            ) from error
+    interval, factor = _next_interval(config, state, signal)
     ratio = config.rehearsal_ratio
-    after = int(interval * ratio)
     weight_in, weight_out = config.weights or _published_weights(state)
+    due = int(state.step * ratio) - int(state.last_merge * ratio)
     decision = Decision(
         step=state.step,
         why=_reason(state),
@@ -337,13 +325,9 @@ def decide(config: ControllerConfig, state: ControllerState, change_total: float
         threshold_samples=len(state.window),
         interval_before=state.interval,
         interval_after=interval,
-        rehearsal_steps=(
-            state.rehearsal_steps
-            if config.rehearsal_rule == "planned"
-            else int(state.step * ratio) - int(state.last_merge * ratio)
-        ),
+        rehearsal_steps=state.rehearsal_steps if config.rehearsal_rule == "planned" else due,
         rehearsal_steps_before=state.rehearsal_steps,
-        rehearsal_steps_after=after if config.adaptive else state.rehearsal_steps,
+        rehearsal_steps_after=int(interval * ratio) if config.adaptive else state.rehearsal_steps,
         weight_in=weight_in,
         weight_out=weight_out,
         change_total=change_total,
@@ -374,9 +358,7 @@ def _smoothed(config: ControllerConfig, state: ControllerState, loss: float) -> 
     if config.threshold_rule == "mean":
         return loss
     past = state.window[-1] if state.smoothed_loss is None else state.smoothed_loss
-    if not math.isfinite(loss):
-        return past
-    return config.smoothing * past + (1 - config.smoothing) * loss
+    return config.smoothing * past + (1 - config.smoothing) * loss if math.isfinite(loss) else past
 
 
 def _learning_signal(config: ControllerConfig, state: ControllerState, change_total: float, elapsed: int) -> float:
@@ -385,6 +367,23 @@ def _learning_signal(config: ControllerConfig, state: ControllerState, change_to
     if config.signal_per_learning_rate and state.learning_rate_sum > 0:
         return signal / (state.learning_rate_sum / elapsed)
     return signal
+
+
+def _next_interval(config: ControllerConfig, state: ControllerState, signal: float) -> IntervalChange:
+    """S after this merge; errors as :func:`decide` says."""
+    if config.interval_rule != "ratio" and not math.isfinite(signal):
+        # `ratio` imitates the released code, which meets such a value only when it divides by it
+        raise SignalError(f"the learning signal at step {state.step} is {signal}: the adapter's weights are not finite")
+    if not config.adaptive or len(state.signals) <= config.cold_start:
+        return IntervalChange(state.interval, None)
+    try:
+        return _INTERVAL_RULES[config.interval_rule](config, state, signal)
+    except (ZeroDivisionError, ValueError, OverflowError) as error:
+        raise SignalError(
+            f"the learning signal at step {state.step} (merge {len(state.signals) + 1}) is {signal} after "
+            f"{state.signals[-1]}; the {config.interval_rule!r} rule needs finite values above zero. The adapter "
+            "did not move or its weights are not finite: check the learning rate and the loss at that step"
+        ) from error
 
 
 def _published_weights(state: ControllerState) -> tuple[float, float]:
