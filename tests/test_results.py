@@ -84,6 +84,17 @@ def test_every_measure_of_a_run_worked_out_by_hand():
     )
 
 
+def test_the_gap_is_measured_from_the_first_sequential_row():
+    upper = ((None, None, None, 95.0),) * 3
+    tuned = tuple((*row[:3], 40.0) for row in MATRIX)
+    configs = {"sequential": CONFIGS["sequential"], "tuned": CONFIGS["sequential"]}
+    runs = [run("sequential"), run("tuned", matrix=tuned), run("multi_task", None, matrix=upper)]
+    plain, other = analyse([], configs, runs, []).values
+    op = (70 + 65 + 50) / 3
+    assert plain["gap_closed"] == 0
+    assert other["gap_closed"] == pytest.approx(100 * (40 - op) / (95 - op))
+
+
 class StreamForgetting:
     """Avalanche's stream metric: per experience, the score right after training on it minus the last one; experiences
     count once they were evaluated after a later training too."""

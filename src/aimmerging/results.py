@@ -15,7 +15,8 @@ MEASURES: dict[str, tuple[str, str]] = {
     "bwt_sapt": ("Backward transfer (SAPT)", "BWT as SAPT's code has it: divided by K instead of K - 1"),
     "gap_closed": (
         "Gap closed, %",
-        "100 (OP - OP of sequential) / (OP of multi-task - OP of sequential), same order and seed",
+        "100 (OP - OP of sequential) / (OP of multi-task - OP of sequential), same order and seed; of several rows of "
+        "sequential the first",
     ),
 }
 """Title and formula of each measure of a run. GEM's forward transfer is left to the run's own report: its scores before
@@ -244,7 +245,8 @@ def analyse(
     own = [run for run in runs if run.order is not None]
     single = {run.seed: run.own for run in runs if run.method == "single_task" and run.order is None}
     multi = {run.seed: _op(run) for run in runs if run.method == "multi_task" and run.order is None}
-    bottom = {(run.order, run.seed): _op(run) for run in own if configs[run.method].method == "sequential"}
+    lowest = next((name for name, config in configs.items() if config.method == "sequential"), None)
+    bottom = {(run.order, run.seed): _op(run) for run in own if run.method == lowest}
     values = [
         _measure(run, single.get(run.seed), multi.get(run.seed), bottom.get((run.order, run.seed))) for run in own
     ]
