@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 \
-		--cov=aimmerging --cov-report=term --cov-report=json:.coverage.json $(PYTEST_ARGS)
+		--cov --cov-report=term --cov-report=json:.coverage.json $(PYTEST_ARGS)
 	$(BIN)/python tests/check_coverage.py .coverage.json
 
 test-fast: $(VENV)/.installed-dev

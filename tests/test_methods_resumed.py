@@ -3,13 +3,14 @@
 import shutil
 
 import pytest
+from kill import differences, outcome
 from short_runs import settings, task_files
 
 from aimmerging import learning
 from aimmerging.config import resolve
 from aimmerging.methods import METHODS
 from aimmerging.run import run
-from aimmerging.rundir import committed_stages, read_jsonl
+from aimmerging.rundir import committed_stages
 
 pytestmark = pytest.mark.slow
 
@@ -41,13 +42,6 @@ def whole(request, tiny_t5, tmp_path_factory):
     return resolve(values), folder, run(resolve(values), folder / "whole", base=folder)
 
 
-def outcome(out):
-    """What the last stage left: its adapter's hash, its answers, every loss on the way."""
-    stage = committed_stages(out)[-1]
-    answers = {path.name: path.read_text() for path in (stage.path / "predictions").iterdir()}
-    return stage.record["hashes"], stage.record["scores"], answers, read_jsonl(stage.path / "signals.jsonl")
-
-
 def test_a_run_interrupted_between_tasks_ends_as_one_that_was_not(whole):
     config, folder, finished = whole
     parted = shutil.copytree(finished, folder / "parted")
@@ -55,7 +49,7 @@ def test_a_run_interrupted_between_tasks_ends_as_one_that_was_not(whole):
         shutil.rmtree(stage.path)
     run(config, parted, base=folder)
     assert len(committed_stages(parted)) == len(TASKS)
-    assert outcome(parted) == outcome(finished)
+    assert differences(outcome(finished), outcome(parted)) == []
 
 
 def test_a_run_killed_within_a_task_ends_as_one_that_was_not(whole, monkeypatch):
@@ -76,4 +70,4 @@ def test_a_run_killed_within_a_task_ends_as_one_that_was_not(whole, monkeypatch)
             run(config, killed, base=folder)
     assert [path.name for path in (killed / "working/03-gamma").glob("step-*")] == ["step-000004"]
     run(config, killed, base=folder)
-    assert outcome(killed) == outcome(finished)
+    assert differences(outcome(finished), outcome(killed)) == []
