@@ -11,10 +11,13 @@ export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.installed
 	$(BIN)/aimmerging demo --out demo
 
+# coverage is held by the core's own tests alone: tracing would double the time of the whole suite
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,controller core_edges fusion golden memory metrics signals))
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 \
-		--cov --cov-report=term --cov-report=json:.coverage.json $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term --cov-report=json:.coverage.json $(CORE_TESTS)
 	$(BIN)/python tests/check_coverage.py .coverage.json
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 $(addprefix --ignore=,$(CORE_TESTS)) $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)

@@ -7,7 +7,7 @@ import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.signals import TokenLoss, token_losses, total_change
+from aimmerging.signals import TokenLoss, all_finite, token_losses, total_change
 
 VOCABULARY = 11
 
@@ -127,3 +127,16 @@ def test_total_change_leaves_parameters_alone():
     assert total_change(parameters, anchor) == 3.0
     assert torch.equal(parameters[0].detach(), torch.ones(3))
     assert torch.equal(anchor[0], torch.zeros(3))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_number_that_is_not_finite_is_found_anywhere(bad, dtype):
+    tensors = [torch.zeros(3, 4, dtype=dtype), torch.ones(5, dtype=dtype)]
+    assert all_finite(tensors)
+    for tensor in tensors:
+        tensor.view(-1)[-1] = bad
+        assert not all_finite(tensors)
+        tensor.view(-1)[-1] = 1.0
+        assert all_finite(tensors)
+    assert all_finite([])
