@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from aimmerging.config import PRESET_VALUES, RunConfig
-from aimmerging.controller import ControllerConfig
-from aimmerging.loading import TaskSource
+from aimmerging.core.controller import ControllerConfig
+from aimmerging.data.loading import TaskSource
 
 HEAD = """# Configuration
 

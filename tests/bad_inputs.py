@@ -159,14 +159,6 @@ def import_heavy_libraries() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import aimmerging.comparison
-    import aimmerging.demo
-    import aimmerging.doctor
-    import aimmerging.forget
-    import aimmerging.inference
-    import aimmerging.report
-    import aimmerging.run
-    import aimmerging.tables  # noqa: F401
 
 
 def run_cases(count: int, seed: int, folder: Path, only: str = "") -> list[Outcome]:

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from aimmerging import memory
 from aimmerging.benchmarks.orders import tasks_of
 from aimmerging.benchmarks.sources import HUB_TASKS, NATURAL_TASKS
 from aimmerging.config import load_config
-from aimmerging.loading import load_stream
+from aimmerging.core import memory
+from aimmerging.data.loading import load_stream
 
 
 def answer_of(task, number):

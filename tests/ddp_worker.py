@@ -13,9 +13,10 @@ from test_oracles import EVERY_THREE, QUIET
 from trainer_kit import adapter, arguments, continual, load, rows
 from transformers import Trainer
 
-from aimmerging import Aim, RehearsalSettings, cli, learning
-from aimmerging.data import Collator
-from aimmerging.distillation import answer_logits
+from aimmerging import Aim, RehearsalSettings, cli
+from aimmerging.run import learning
+from aimmerging.training.distillation import answer_logits
+from aimmerging.training.encoding import Collator
 
 RANK = int(os.environ.get("RANK", "0"))
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from aimmerging import controller
-from aimmerging.metrics import summarise
+from aimmerging.core import controller
+from aimmerging.core.metrics import summarise
 
 TASKS = ("sentiment", "intent", "topic", "emotion", "question")
 HOSTILE = (

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 from trainer_kit import continual
 
 from aimmerging import RehearsalSettings
-from aimmerging.models import adapter_state, set_adapter_state
-from aimmerging.state import load_state, save_state
+from aimmerging.store.tensor_tree import load_state, save_state
+from aimmerging.training.models import adapter_state, set_adapter_state
 
 FOUR = RehearsalSettings(batch_size=4, micro_batch_size=4, probe_rows=4)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from aimmerging.data.loading import load_rows
 from aimmerging.errors import DataError
-from aimmerging.loading import load_rows
 
 
 def plain(count, start=0, **extra):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from aimmerging.benchmarks import base_model
+from aimmerging.benchmarks import tiny_base
 from aimmerging.benchmarks.skills import LABELS, task_stream
 from aimmerging.errors import ModelError
 
@@ -20,7 +20,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["t5", "llama"])
 def built(request, cache) -> tuple[str, Path]:
-    return request.param, base_model.ensure(request.param, cache=cache, steps=2)
+    return request.param, tiny_base.ensure(request.param, cache=cache, steps=2)
 
 
 def test_model_and_tokenizer_load_by_their_directory(built) -> None:
@@ -60,14 +60,14 @@ def test_a_cached_model_is_not_trained_again(built, cache, monkeypatch) -> None:
         raise AssertionError("trained again")
 
     family, folder = built
-    monkeypatch.setattr(base_model, "_build", fail)
-    assert base_model.ensure(family, cache=cache, steps=2) == folder
+    monkeypatch.setattr(tiny_base, "_build", fail)
+    assert tiny_base.ensure(family, cache=cache, steps=2) == folder
 
 
 def test_family_and_steps_are_cached_apart_and_progress_is_told(built, cache) -> None:
     family, folder = built
     told: list[tuple[int, int]] = []
-    longer = base_model.ensure(family, cache=cache, steps=3, progress=lambda *count: told.append(count))
+    longer = tiny_base.ensure(family, cache=cache, steps=3, progress=lambda *count: told.append(count))
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert longer != folder
     assert longer.name.startswith(f"{family}-")
@@ -78,30 +78,30 @@ def test_an_interrupted_build_leaves_nothing_that_counts_as_finished(tmp_path) -
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        base_model.ensure(cache=tmp_path, steps=2, progress=interrupt)
+        tiny_base.ensure(cache=tmp_path, steps=2, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
-    assert base_model.ensure(cache=tmp_path, steps=2).is_dir()
+    assert tiny_base.ensure(cache=tmp_path, steps=2).is_dir()
 
 
 def test_the_slower_of_two_builders_keeps_the_model_of_the_faster(tmp_path, monkeypatch) -> None:
     def build(family, recipe, target, progress) -> None:
         target.mkdir()
         (target / "mine").touch()
-        rival = tmp_path / f"t5-{base_model._fingerprint(family, recipe)}"
+        rival = tmp_path / f"t5-{tiny_base._fingerprint(family, recipe)}"
         rival.mkdir()
         (rival / "theirs").touch()
 
-    monkeypatch.setattr(base_model, "_build", build)
-    folder = base_model.ensure(cache=tmp_path, steps=2)
+    monkeypatch.setattr(tiny_base, "_build", build)
+    folder = tiny_base.ensure(cache=tmp_path, steps=2)
     assert [path.name for path in folder.iterdir()] == ["theirs"]
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_a_build_is_reproducible_and_keeps_the_callers_random_state_and_threads(cache, tmp_path) -> None:
-    first = base_model.ensure(cache=cache, steps=2)
+    first = tiny_base.ensure(cache=cache, steps=2)
     torch.manual_seed(7)
     threads, before = torch.get_num_threads(), torch.get_rng_state()
-    second = base_model.ensure(cache=tmp_path, steps=2)
+    second = tiny_base.ensure(cache=tmp_path, steps=2)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
@@ -110,18 +110,18 @@ def test_a_build_is_reproducible_and_keeps_the_callers_random_state_and_threads(
 
 def test_the_cache_is_named_by_the_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("AIMMERGING_CACHE", str(tmp_path / "here"))
-    assert base_model.ensure(steps=2).parent == tmp_path / "here"
+    assert tiny_base.ensure(steps=2).parent == tmp_path / "here"
 
 
 def test_a_cache_that_cannot_be_written_is_the_users_to_cure(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match="AIMMERGING_CACHE"):
-        base_model.ensure(cache=tmp_path / "file" / "cache", steps=2)
+        tiny_base.ensure(cache=tmp_path / "file" / "cache", steps=2)
 
 
 def test_causal_rows_carry_loss_on_answer_and_end_only(cache) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base_model.ensure("llama", cache=cache, steps=2))
-    (row,) = base_model._encode_causal(tokenizer, [("the opposite of hot:", "cold")])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base.ensure("llama", cache=cache, steps=2))
+    (row,) = tiny_base._encode_causal(tokenizer, [("the opposite of hot:", "cold")])
     carrying = [label for label in row["labels"] if label != -100]
     assert tokenizer.decode(carrying).split() == ["cold" + tokenizer.eos_token]
     assert row["input_ids"][-len(carrying) :] == carrying
@@ -132,7 +132,7 @@ def test_causal_rows_carry_loss_on_answer_and_end_only(cache) -> None:
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_a_short_training_already_learns(family, cache) -> None:
     """After 150 steps the order of numbers is known; an untrained model answers noise."""
-    folder = base_model.ensure(family, cache=cache, steps=150)
+    folder = tiny_base.ensure(family, cache=cache, steps=150)
     model, tokenizer = CLASSES[family].from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(["after two three:"], return_tensors="pt")
     batch.pop("token_type_ids", None)

@@ -207,9 +207,9 @@ def test_a_mistake_in_a_real_process():
 def test_a_defect_in_a_real_process():
     """Anything but the user's mistake: code 1, with the traceback that a report of the defect needs."""
     code = (
-        "import aimmerging.decide, aimmerging.cli, sys\n"
+        "import aimmerging.commands.decide, aimmerging.cli, sys\n"
         "sys.argv = ['aimmerging', 'decide', 'x']\n"
-        "aimmerging.decide.replay_file = lambda *args: 1 / 0\n"
+        "aimmerging.commands.decide.replay_file = lambda *args: 1 / 0\n"
         "aimmerging.cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -219,9 +219,9 @@ def test_a_defect_in_a_real_process():
 
 def test_interrupt_says_what_is_kept():
     code = (
-        "import aimmerging.decide, aimmerging.cli, sys, os, signal\n"
+        "import aimmerging.commands.decide, aimmerging.cli, sys, os, signal\n"
         "sys.argv = ['aimmerging', 'decide', 'x']\n"
-        "aimmerging.decide.replay_file = lambda *args: os.kill(os.getpid(), signal.SIGINT)\n"
+        "aimmerging.commands.decide.replay_file = lambda *args: os.kill(os.getpid(), signal.SIGINT)\n"
         "aimmerging.cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -352,7 +352,7 @@ def test_doctor_knows_the_built_in_tasks(tmp_path):
 @pytest.mark.slow
 def test_demo_compares_methods_and_goes_on_where_it_stopped(tmp_path, tiny_t5, monkeypatch):
     """The real demo over tiny tasks and a tiny base."""
-    from aimmerging import demo
+    from aimmerging.commands import demo
 
     for name in ("alpha", "beta"):
         task_files(tmp_path, name)
@@ -383,7 +383,7 @@ def test_demo_compares_methods_and_goes_on_where_it_stopped(tmp_path, tiny_t5, m
 
 def run_here(cells, workers, progress):
     """The cells of a demo one after the other, without processes."""
-    from aimmerging.run import run
+    from aimmerging.run.story import run
 
     for cell in cells:
         run(cell.config, cell.out, progress=progress)

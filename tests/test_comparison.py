@@ -14,11 +14,12 @@ import yaml
 from command_line import command, refused
 from test_report import _Page
 
-from aimmerging import comparison, rundir
-from aimmerging.comparison import FAILED, compare, parse_spec, recompute
+from aimmerging.compare import plan
+from aimmerging.compare.plan import FAILED, compare, parse_spec, recompute
 from aimmerging.errors import RunDirectoryError
-from aimmerging.manifest import installed_versions
-from aimmerging.run import run
+from aimmerging.run.stage_writer import installed_versions
+from aimmerging.run.story import run
+from aimmerging.store import run_directory
 
 TASKS = {"alpha": "aab", "beta": "ccb"}
 """Name and answers, in turn: what a random model learns in a dozen steps is the most frequent one."""
@@ -67,7 +68,7 @@ def serially(cells, workers, progress, *, engine="local", keep_going=False):
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(comparison, "run_cells", serially)
+    monkeypatch.setattr(plan, "run_cells", serially)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def done(tiny_t5, files, tmp_path_factory):
     spec, out = parse_spec(specification(tiny_t5)), tmp_path_factory.mktemp("comparison")
     gc.freeze()  # each training ends with a collection, whose time goes into the libraries' objects
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "run_cells", serially)
+        patch.setattr(plan, "run_cells", serially)
         outcome = compare(spec, out, base=files)
     assert not outcome.failed
     assert not outcome.unfinished
@@ -125,7 +126,7 @@ def test_finished_cells_are_never_run_again(done, here, monkeypatch):
     spec, base, out = done
     before = contents(out / "cells")
     tables = contents(out / "tables")
-    monkeypatch.setattr(comparison, "run_cells", lambda cells, *_, **__: {} if not cells else pytest.fail("ran again"))
+    monkeypatch.setattr(plan, "run_cells", lambda cells, *_, **__: {} if not cells else pytest.fail("ran again"))
     outcome = compare(spec, out, base=base)
     assert contents(out / "cells") == before
     assert contents(out / "tables") == tables
@@ -137,9 +138,11 @@ def test_pairs_share_data_order_memory_and_adapter(done):
     for order in ("there", "back"):
         for seed in (0, 1):
             cells = [out / "cells" / method / order / f"seed-{seed}" for method in ("replay", "aim", "sequential")]
-            stages = [rundir.committed_stages(cell) for cell in cells]
+            stages = [run_directory.committed_stages(cell) for cell in cells]
             assert len({stage[0].record["hashes"]["adapter"] for stage in stages}) == 1  # nothing to rehearse yet
-            replay, aim = ([rundir.read_rows(s.path / "memory" / "rows.jsonl") for s in stage] for stage in stages[:2])
+            replay, aim = (
+                [run_directory.read_rows(s.path / "memory" / "rows.jsonl") for s in stage] for stage in stages[:2]
+            )
             assert replay == aim
 
 
@@ -186,7 +189,7 @@ def test_a_failed_cell_is_listed_and_retried_on_request(copied, monkeypatch):
         calls.append([cell.name for cell in cells])
         return {cell.name: ValueError("the disk\nis full") for cell in cells}
 
-    monkeypatch.setattr(comparison, "run_cells", fails)
+    monkeypatch.setattr(plan, "run_cells", fails)
     outcome = compare(spec, out, base=base)
     assert outcome.failed == {"aim/back/1": "ValueError: the disk\nis full"}
     assert "aim/back/1 failed: ValueError: the disk" in outcome.results.flags
@@ -194,7 +197,7 @@ def test_a_failed_cell_is_listed_and_retried_on_request(copied, monkeypatch):
     again = compare(spec, out, base=base)
     assert calls == [["aim/back/1"], []]
     assert again.failed == outcome.failed
-    monkeypatch.setattr(comparison, "run_cells", serially)
+    monkeypatch.setattr(plan, "run_cells", serially)
     healed = compare(spec, out, base=base, retry=True)
     assert not healed.failed
     assert not (victim / FAILED).exists()
@@ -250,19 +253,19 @@ def test_recompute_finds_a_prediction_that_was_changed(copied, edit):
     spec, base, out = copied
     cell = out / "cells" / "aim" / "there" / "seed-0"
     path = cell / "stages" / "02-beta" / "predictions" / "01-alpha.jsonl"
-    records = rundir.read_jsonl(path)
+    records = run_directory.read_jsonl(path)
     if edit == "prediction":
         records[0]["prediction"] = "wrong" if records[0]["score"] else records[0]["reference"]
-        rundir.write_jsonl(path, records)
+        run_directory.write_jsonl(path, records)
     elif edit == "score":
         records[0]["score"] = 1 - records[0]["score"]
-        rundir.write_jsonl(path, records)
+        run_directory.write_jsonl(path, records)
     elif edit == "missing":
         path.unlink()
     else:
-        scores = rundir.read_json(cell / "scores.json")
+        scores = run_directory.read_json(cell / "scores.json")
         scores["matrix"][0][1] += 1
-        rundir.write_json(cell / "scores.json", scores)
+        run_directory.write_json(cell / "scores.json", scores)
         path = cell / "scores.json"
     with pytest.raises(RunDirectoryError) as caught:
         recompute(spec, out, base=base)
@@ -274,11 +277,13 @@ def test_tables_agree_with_the_runs_own_scores(done):
     rows = list(csv.DictReader(io.StringIO((out / "tables" / "runs.csv").read_text())))
     assert len(rows) == 12
     for row in rows:
-        scores = rundir.read_json(out / "cells" / row["method"] / row["order"] / f"seed-{row['seed']}" / "scores.json")
+        scores = run_directory.read_json(
+            out / "cells" / row["method"] / row["order"] / f"seed-{row['seed']}" / "scores.json"
+        )
         for name in ("op", "bwt", "forgetting", "average_incremental", "worst_task", "plasticity"):
             assert float(row[name]) == pytest.approx(scores["summary"][name])
         assert float(row["bwt_sapt"]) == pytest.approx(float(row["bwt"]) / 2)
-        alone = rundir.read_json(out / "references" / "single_task" / f"seed-{row['seed']}" / "scores.json")
+        alone = run_directory.read_json(out / "references" / "single_task" / f"seed-{row['seed']}" / "scores.json")
         assert float(row["fwt"]) == pytest.approx(scores["summary"]["plasticity"] - alone["summary"]["plasticity"])
     methods = {row["method"]: row for row in csv.DictReader(io.StringIO((out / "tables" / "methods.csv").read_text()))}
     for name in ("sequential", "replay", "aim"):
@@ -337,7 +342,9 @@ def test_the_command_prints_tables_or_json(done, file_of):
 def test_what_is_missing_gives_exit_code_one(copied, file_of):
     _, _, out = copied
     shutil.rmtree(out / "cells" / "aim" / "back" / "seed-0")
-    rundir.write_json(out / "references" / "single_task" / "seed-0" / FAILED, {"schema_version": 1, "message": "old"})
+    run_directory.write_json(
+        out / "references" / "single_task" / "seed-0" / FAILED, {"schema_version": 1, "message": "old"}
+    )
     shown = command("compare", file_of, "--out", out, "--recompute", code=1).out
     assert "not finished: aim/back/0" in shown
     assert "failed:" not in shown  # what failed and was finished afterwards did not fail

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from aimmerging import demo
-from aimmerging.comparison import load_spec, parse_spec, plan
+from aimmerging.commands import demo
+from aimmerging.compare.plan import load_spec, parse_spec, plan
+from aimmerging.compare.results import Place
 from aimmerging.config import resolve
 from aimmerging.errors import ConfigError
-from aimmerging.results import Place
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_skills.yaml"
 

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from aimmerging.config import PRESET_VALUES, RunConfig, dump_yaml, load_config, read_yaml, resolve
-from aimmerging.controller import DEFAULT, PRESETS
+from aimmerging.core.controller import DEFAULT, PRESETS
+from aimmerging.data.loading import TaskSource
 from aimmerging.errors import ConfigError
-from aimmerging.loading import TaskSource
 from aimmerging.protocols import PROTOCOL_VALUES, departures
 
 SKILLS = {"benchmark": "skills"}
@@ -279,7 +279,8 @@ def test_possible_combinations(values):
 def test_importing_the_configuration_imports_no_heavy_library():
     heavy = ("torch", "transformers", "peft", "plotly", "datasets")
     code = (
-        "import sys, aimmerging.config, aimmerging.metrics, aimmerging.controller, aimmerging.memory, aimmerging.data;"
+        "import sys, aimmerging.config, aimmerging.core.metrics, aimmerging.core.controller, aimmerging.core.memory;"
+        "import aimmerging.training.encoding;"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

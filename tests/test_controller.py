@@ -9,7 +9,8 @@ import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.controller import (
+from aimmerging.commands.decide import replay
+from aimmerging.core.controller import (
     DEFAULT,
     PAPER,
     PRESETS,
@@ -23,7 +24,6 @@ from aimmerging.controller import (
     observe,
     probe_due,
 )
-from aimmerging.decide import replay
 from aimmerging.errors import ConfigError, SignalError
 
 TREND = replace(PAPER, min_interval=2, max_interval=40, cold_start=0)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from aimmerging.commands.decide import replay
 from aimmerging.config import load_config, resolve
-from aimmerging.controller import DEFAULT, ControllerConfig, ControllerState, decide, merge_due
-from aimmerging.data import Codec
-from aimmerging.decide import replay
-from aimmerging.distillation import answer_logits, distillation_loss
+from aimmerging.core.controller import DEFAULT, ControllerConfig, ControllerState, decide, merge_due
+from aimmerging.core.signals import total_change
+from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError, RunDirectoryError, SignalError
-from aimmerging.signals import total_change
-from aimmerging.tasks import Row
+from aimmerging.training.distillation import answer_logits, distillation_loss
+from aimmerging.training.encoding import Codec
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.data import IGNORED, Codec, Collator, Truncation
+from aimmerging.data.tasks import Row
 from aimmerging.errors import ModelError
-from aimmerging.tasks import Row
+from aimmerging.training.encoding import IGNORED, Codec, Collator, Truncation
 
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"

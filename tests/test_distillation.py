@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.distillation import AnswerLogits, answer_logits, distillation_loss, load_logits, save_logits
 from aimmerging.errors import RunDirectoryError
+from aimmerging.training.distillation import AnswerLogits, answer_logits, distillation_loss, load_logits, save_logits
 
 VOCABULARY = 11
 

@@ -5,10 +5,10 @@ import torch
 from short_runs import settings
 
 from aimmerging.config import resolve
-from aimmerging.evaluate import Prediction, _pad, evaluate, generate, points
-from aimmerging.metrics import score
-from aimmerging.models import load_model
-from aimmerging.tasks import Row
+from aimmerging.core.metrics import score
+from aimmerging.data.tasks import Row
+from aimmerging.run.generation import Prediction, _pad, evaluate, generate, points
+from aimmerging.training.models import load_model
 
 INPUTS = [
     "q",

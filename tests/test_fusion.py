@@ -4,7 +4,7 @@ import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.fusion import fuse_, snapshot
+from aimmerging.core.fusion import fuse_, snapshot
 
 SHAPES = [(8, 32), (32, 8), (5,), (1,), (2, 3, 4)]
 EPSILON = torch.finfo(torch.float32).eps

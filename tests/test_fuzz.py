@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from task_files import plain, write
 
-from aimmerging import memory, metrics
+from aimmerging.commands.decide import replay, replay_file
 from aimmerging.config import dump_yaml, load_config, read_yaml, resolve
-from aimmerging.controller import PRESETS, ControllerState
-from aimmerging.decide import replay, replay_file
+from aimmerging.core import memory, metrics
+from aimmerging.core.controller import PRESETS, ControllerState
+from aimmerging.data.loading import TaskSource, load_rows, load_stream
+from aimmerging.data.text_files import MOST_VALUES, parse_json, parse_yaml
+from aimmerging.data.wording import message, printable, shown
 from aimmerging.errors import AimmergingError, ConfigError, DataError, ModelError, SignalError
-from aimmerging.loading import TaskSource, load_rows, load_stream
-from aimmerging.models import read_adapter
-from aimmerging.text_files import MOST_VALUES, parse_json, parse_yaml
-from aimmerging.wording import message, printable, shown
+from aimmerging.training.models import read_adapter
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 few = settings(max_examples=EXAMPLES)

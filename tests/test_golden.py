@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from aimmerging.controller import REFERENCE
-from aimmerging.decide import replay
+from aimmerging.commands.decide import replay
+from aimmerging.core.controller import REFERENCE
+from aimmerging.core.fusion import fuse_
+from aimmerging.core.signals import total_change
 from aimmerging.errors import SignalError
-from aimmerging.fusion import fuse_
-from aimmerging.signals import total_change
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = ("r01", "r02", "r05", "r06", "r08")

@@ -174,7 +174,7 @@ def test_export_into_the_empty_folder_one_stands_in(trained, tmp_path, monkeypat
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan")])
 def test_export_that_answers_otherwise_is_not_kept(trained, tmp_path, monkeypatch, wrong):
-    from aimmerging import inference
+    from aimmerging.commands import inference
 
     inner = inference._reload
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from task_files import chat, folder, plain, problems_of, write
 
+from aimmerging.data.loading import TaskSource, carve, load_rows, load_stream, load_task
+from aimmerging.data.tasks import Row
 from aimmerging.errors import DataError
-from aimmerging.loading import TaskSource, carve, load_rows, load_stream, load_task
-from aimmerging.tasks import Row
 
 # --- accepted forms --------------------------------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ def test_carving_keeps_every_row_and_never_splits_equal_inputs(sizes, shares, se
 
 
 def test_import_is_cheap():
-    code = "import sys, aimmerging.loading; print(sorted({'torch', 'pyarrow', 'datasets'} & set(sys.modules)))"
+    code = "import sys, aimmerging.data.loading; print(sorted({'torch', 'pyarrow', 'datasets'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from task_files import chat, file_problems, folder, plain, problems_of, write
 
+from aimmerging.data.loading import TaskSource, load_rows, load_stream, load_task
+from aimmerging.data.problems import LISTED_PER_KIND
 from aimmerging.errors import DataError
-from aimmerging.loading import TaskSource, load_rows, load_stream, load_task
-from aimmerging.problems import LISTED_PER_KIND
 
 # --- problems --------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aimmerging.lora import Factors, adapter_of, factored, layers, truncated, weighted_sum
+from aimmerging.core.lora import Factors, adapter_of, factored, layers, truncated, weighted_sum
 
 
 def factors(rank, outputs=7, inputs=5, seed=0):

@@ -7,8 +7,8 @@ import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aimmerging.core.memory import POLICIES, RELEASED, Example, MemoryRef, draw, limit, select
 from aimmerging.errors import ConfigError
-from aimmerging.memory import POLICIES, RELEASED, Example, MemoryRef, draw, limit, select
 
 WORDS = [f"word{number}" for number in range(60)]
 policies = st.sampled_from(sorted(POLICIES))

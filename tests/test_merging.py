@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from aimmerging.lora import Factors, norm, weighted_sum
+from aimmerging.core.lora import Factors, norm, weighted_sum
 from aimmerging.methods.merging import rules, subspace
 
 SHAPE = (12, 9)

@@ -6,12 +6,12 @@ from task_chain import chain
 from test_merging_runs import SHORT, close, deltas, random_adapter
 from trainer_kit import AtStep, continual
 
-from aimmerging import memory
-from aimmerging.controller import DEFAULT
-from aimmerging.lora import layers
+from aimmerging.core import memory
+from aimmerging.core.controller import DEFAULT
+from aimmerging.core.lora import layers
 from aimmerging.methods import merging
 from aimmerging.methods.merging import adaptive
-from aimmerging.session import _OWN
+from aimmerging.training.session import _OWN
 
 
 def loss_at(session, values, number):

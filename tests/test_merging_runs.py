@@ -10,14 +10,14 @@ from task_chain import chain
 from trainer_kit import continual, load
 
 from aimmerging.config import resolve
+from aimmerging.core.lora import layers
 from aimmerging.errors import ConfigError, ModelError
-from aimmerging.lora import layers
 from aimmerging.methods import METHODS, Method, build, merging
 from aimmerging.methods.merging.fisher import mean_squares
 from aimmerging.methods.merging.regression import input_grams
-from aimmerging.models import adapter_state, wearing
-from aimmerging.run import run
-from aimmerging.rundir import committed_stages, read_jsonl
+from aimmerging.run.story import run
+from aimmerging.store.run_directory import committed_stages, read_jsonl
+from aimmerging.training.models import adapter_state, wearing
 
 RULES = {name: kind for name, kind in METHODS.items() if name.startswith("merge_")}
 BOTH = [name for name, kind in RULES.items() if issubclass(kind, merging.MergeAtEnd)]

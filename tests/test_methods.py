@@ -9,8 +9,8 @@ from trainer_kit import adapter, continual, far
 from aimmerging.config import resolve
 from aimmerging.errors import ConfigError
 from aimmerging.methods import METHODS, Method, Sequential, build, overview
-from aimmerging.session import RehearsalSettings
-from aimmerging.state import load_state, save_state
+from aimmerging.store.tensor_tree import load_state, save_state
+from aimmerging.training.session import RehearsalSettings
 
 
 def config(**values):

@@ -11,7 +11,7 @@ from aimmerging.methods import Sequential
 from aimmerging.methods.inc_lora import IncLora, drawn
 from aimmerging.methods.o_lora import OLora, norms, overlap
 from aimmerging.methods.slao import SLAO, merged, merging_rates, orthonormal
-from aimmerging.models import wearing
+from aimmerging.training.models import wearing
 
 KINDS = pytest.mark.parametrize("kind", ["tiny_t5", "tiny_llama"])
 RANK = 2

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainer_kit import adapter, continual, far, load, past
 
-from aimmerging import RehearsalSettings, memory
+from aimmerging import RehearsalSettings
 from aimmerging.config import resolve
-from aimmerging.controller import ControllerConfig
-from aimmerging.data import Collator
-from aimmerging.distillation import answer_logits
+from aimmerging.core import memory
+from aimmerging.core.controller import ControllerConfig
 from aimmerging.errors import ConfigError
 from aimmerging.methods import Method, Replay, Sequential, build
 from aimmerging.methods.a_gem import AGem
@@ -23,7 +22,9 @@ from aimmerging.methods.fixed_replay import FixedReplay
 from aimmerging.methods.forever import Clock, Forever, anchor_strength, ticked
 from aimmerging.methods.mixed_replay import MixedReplay
 from aimmerging.methods.spaced_replay import SpacedReplay, review_day
-from aimmerging.session import Session
+from aimmerging.training.distillation import answer_logits
+from aimmerging.training.encoding import Collator
+from aimmerging.training.session import Session
 
 KINDS = pytest.mark.parametrize("kind", ["tiny_t5", "tiny_llama"])
 HALF = ControllerConfig(interval=8, rehearsal_steps=4)

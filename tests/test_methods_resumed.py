@@ -6,11 +6,11 @@ import pytest
 from kill import differences, outcome
 from short_runs import settings, task_files
 
-from aimmerging import learning
 from aimmerging.config import resolve
 from aimmerging.methods import METHODS
-from aimmerging.run import run
-from aimmerging.rundir import committed_stages
+from aimmerging.run import learning
+from aimmerging.run.story import run
+from aimmerging.store.run_directory import committed_stages
 
 pytestmark = pytest.mark.slow
 

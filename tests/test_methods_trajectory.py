@@ -7,8 +7,8 @@ import torch
 from task_chain import FOUR, chain
 from trainer_kit import adapter, continual, far
 
-from aimmerging.controller import ControllerConfig
-from aimmerging.fusion import snapshot
+from aimmerging.core.controller import ControllerConfig
+from aimmerging.core.fusion import snapshot
 from aimmerging.methods import METHODS, Method, Replay, Sequential
 from aimmerging.methods.importance import observed, scores, unknown
 from aimmerging.methods.recurrent_kif import RecurrentKIF, fused, fusion_weights, important

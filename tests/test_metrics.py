@@ -6,7 +6,7 @@ import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.metrics import DEFINITIONS, METRICS, Summary, exact_match, rouge_l, score, summarise, token_f1
+from aimmerging.core.metrics import DEFINITIONS, METRICS, Summary, exact_match, rouge_l, score, summarise, token_f1
 
 # columns: before any training, after task 1, 2, 3
 MATRIX = [

@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from short_runs import config_file, settings
 
 from aimmerging.config import resolve
+from aimmerging.core.lora import adapter_of, layers, weighted_sum
 from aimmerging.errors import ModelError
-from aimmerging.evaluate import generate
-from aimmerging.lora import adapter_of, layers, weighted_sum
-from aimmerging.models import (
+from aimmerging.run.generation import generate
+from aimmerging.run.sources import base_folder
+from aimmerging.store.run_directory import read_jsonl, read_rows
+from aimmerging.training.models import (
     TRAINED,
     adapter_state,
     carry,
@@ -24,9 +26,7 @@ from aimmerging.models import (
     set_adapter_state,
     wearing,
 )
-from aimmerging.progress import Progress
-from aimmerging.rundir import read_jsonl, read_rows
-from aimmerging.sources import base_folder
+from aimmerging.training.progress import Progress
 
 
 @pytest.fixture(params=["tiny_t5", "tiny_llama"])
@@ -180,7 +180,7 @@ def test_hash_follows_the_weights(folder, tmp_path):
 
 @pytest.mark.parametrize(("name", "family"), [("skills-t5", "t5"), ("skills-llama", "llama")])
 def test_built_in_bases_are_trained_once_and_found(monkeypatch, tmp_path, name, family):
-    from aimmerging.benchmarks import base_model
+    from aimmerging.benchmarks import tiny_base
 
     asked, shown = [], []
 
@@ -196,7 +196,7 @@ def test_built_in_bases_are_trained_once_and_found(monkeypatch, tmp_path, name, 
 
             return nullcontext(shown.append)
 
-    monkeypatch.setattr(base_model, "ensure", ensure)
+    monkeypatch.setattr(tiny_base, "ensure", ensure)
     assert base_folder(resolve({"benchmark": "skills", "model": {"name": name}}).model, Shown()) == str(
         tmp_path / family
     )
@@ -209,9 +209,9 @@ def test_built_in_bases_are_trained_once_and_found(monkeypatch, tmp_path, name, 
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_built_in_base_can_be_trained_on(monkeypatch, tmp_path, family):
     """A base of few steps loads like any other model."""
-    from aimmerging.benchmarks import base_model
+    from aimmerging.benchmarks import tiny_base
 
-    folder = base_model.ensure(family, cache=tmp_path, steps=2)
+    folder = tiny_base.ensure(family, cache=tmp_path, steps=2)
     loaded = load_model(resolve({"benchmark": "skills", "model": {"name": f"skills-{family}"}}), str(folder))
     assert loaded.codec.encoder_decoder == (family == "t5")
     assert loaded.fresh

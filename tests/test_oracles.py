@@ -7,16 +7,9 @@ import torch
 from trainer_kit import AtStep, adapter, arguments, continual, far, load, rows
 from transformers import Seq2SeqTrainer, Trainer
 
-from aimmerging import (
-    REFERENCE,
-    Aim,
-    ContinualSeq2SeqTrainer,
-    ContinualTrainer,
-    Method,
-    RehearsalSettings,
-)
-from aimmerging.data import Collator
-from aimmerging.memory import draw
+from aimmerging import REFERENCE, Aim, ContinualSeq2SeqTrainer, ContinualTrainer, Method, RehearsalSettings
+from aimmerging.core.memory import draw
+from aimmerging.training.encoding import Collator
 
 QUIET = replace(REFERENCE, interval=6, threshold_factor=1e9)
 """Probes every step, sets its threshold at step 5, and would be forced to merge at step 12 only."""

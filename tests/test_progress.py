@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from aimmerging.progress import Progress, TerminalProgress
+from aimmerging.training.progress import Progress, TerminalProgress
 
 
 def shown(*, terminal):

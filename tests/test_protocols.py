@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging import controller, memory, protocols
+from aimmerging import protocols
 from aimmerging.config import RunConfig, dump_yaml, resolve
+from aimmerging.core import controller, memory
+from aimmerging.core.memory import Example, limit, select
 from aimmerging.errors import ConfigError
-from aimmerging.memory import Example, limit, select
 from aimmerging.protocols import PROTOCOL_VALUES, STATEMENTS, Spent, budget_flags, departures, memory_flags
-from aimmerging.sources import task_stream
+from aimmerging.run.sources import task_stream
 
 SKILLS = {"benchmark": "skills"}
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from report_fixture import HOSTILE, TASKS, build_run
 
-from aimmerging import charts, report
 from aimmerging.errors import RunDirectoryError
-from aimmerging.run_view import Costs, read_run, total_costs
+from aimmerging.report import charts
+from aimmerging.report import page as report
+from aimmerging.report.run_view import Costs, read_run, total_costs
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 VARIANTS = {
@@ -347,7 +348,7 @@ def test_methods_keep_their_style_and_repeats_get_another(runs):
 
 def test_import_is_light():
     code = (
-        "import sys, aimmerging.report;"
+        "import sys, aimmerging.report.page;"
         "print([m for m in ('torch', 'transformers', 'peft', 'plotly', 'datasets') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

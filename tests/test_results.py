@@ -6,13 +6,13 @@ import re
 import pytest
 from test_report import BROWSER, _open_in_browser, _Page
 
-from aimmerging import comparison_charts
-from aimmerging.comparison_page import write_page
+from aimmerging.compare import charts
+from aimmerging.compare.page import write_page
+from aimmerging.compare.results import COSTS, Place, Run, analyse
+from aimmerging.compare.tables import as_csv, latex, markdown, run_table, tables
 from aimmerging.config import resolve
 from aimmerging.errors import RunDirectoryError
 from aimmerging.protocols import Spent
-from aimmerging.result_tables import as_csv, latex, markdown, run_table, tables
-from aimmerging.results import COSTS, Place, Run, analyse
 
 # columns: before any training, after task 1, 2, 3
 MATRIX = ((None, 90.0, 80.0, 70.0), (None, 25.0, 60.0, 65.0), (None, None, 15.0, 50.0))
@@ -129,7 +129,7 @@ class StreamForwardTransfer:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_agrees_with_what_avalanche_would_say(seed):
-    from aimmerging.metrics import summarise
+    from aimmerging.core.metrics import summarise
 
     rng = random.Random(seed)
     count = rng.randint(2, 6)
@@ -246,32 +246,30 @@ def many(count=20):
 
 def test_few_methods_all_stand_out():
     results = everything()
-    assert comparison_charts.lit(results) == list(METHODS)
-    assert all(
-        trace.get("showlegend", True) for trace in comparison_charts.against_compute(results, "task_rows")["data"]
-    )
+    assert charts.lit(results) == list(METHODS)
+    assert all(trace.get("showlegend", True) for trace in charts.against_compute(results, "task_rows")["data"])
 
 
 def test_of_many_methods_the_baseline_and_the_best_stand_out():
     results = many()
-    bright = comparison_charts.lit(results)
+    bright = charts.lit(results)
     assert bright == ["method-00", "method-12", *(f"method-{place}" for place in range(14, 20))]  # 12 and 13 are equal
-    figure = comparison_charts.average_curves(results)
+    figure = charts.average_curves(results)
     assert [line["name"] for line in figure["data"] if line.get("showlegend", True)] == bright
     assert len({line["name"] for line in figure["data"] if "name" in line}) == 20
-    dots = comparison_charts.against_compute(results, "task_rows")["data"]
+    dots = charts.against_compute(results, "task_rows")["data"]
     assert [dot["name"] for dot in dots if dot["showlegend"]] == bright
 
 
 def test_the_ranking_shows_every_method_and_reference_the_best_on_top():
     results = everything()
-    figure = comparison_charts.ranking(results)
+    figure = charts.ranking(results)
     levels = {name: found["op"].mean for name, found in results.measures.items()}
     levels |= {name: level.mean for name, level in results.references.items()}
     assert figure["layout"]["yaxis"]["ticktext"] == sorted(levels, key=lambda name: -levels[name])
     shown = [dot["x"][0] for dot in figure["data"]]
     assert shown == sorted(shown, reverse=True)
-    assert comparison_charts.ranking(many())["layout"]["height"] > figure["layout"]["height"]
+    assert charts.ranking(many())["layout"]["height"] > figure["layout"]["height"]
 
 
 def test_many_differences_are_told_by_verdict(tmp_path):

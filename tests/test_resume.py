@@ -15,23 +15,15 @@ from short_runs import config_file, settings, task_files, write_rows
 from test_oracles import EVERY_THREE
 from trainer_kit import adapter, continual, far
 
-from aimmerging import (
-    Aim,
-    ContinualTrainer,
-    Method,
-    RehearsalSettings,
-    Replay,
-    checkpoints,
-    evaluate,
-    learning,
-    rundir,
-    stopping,
-)
+from aimmerging import Aim, ContinualTrainer, Method, RehearsalSettings, Replay
 from aimmerging.config import resolve
 from aimmerging.errors import AimmergingError, ConfigError, NumberError, RunDirectoryError
 from aimmerging.methods import METHODS
-from aimmerging.run import run
-from aimmerging.session import Session
+from aimmerging.run import checkpoints, generation, learning
+from aimmerging.run.story import run
+from aimmerging.store import run_directory
+from aimmerging.training import stopping
+from aimmerging.training.session import Session
 
 TASKS = ("alpha", "beta")
 pytestmark = pytest.mark.slow
@@ -96,7 +88,7 @@ def test_a_method_goes_on_within_a_task_and_does_not_begin_it_again(name, files,
 @pytest.mark.parametrize(
     ("kind", "name", "number"),
     [
-        (evaluate, "generate", 4),
+        (generation, "generate", 4),
         (learning, "remember", 1),
         (Session, "_memory_backward", 3),
         (checkpoints, "save_state", 3),
@@ -168,7 +160,7 @@ def signal_at(monkeypatch, kind, name, number, sent):
         (ContinualTrainer, "finish_step", 6, signal.SIGTERM, "stopped at alpha: the training is done and kept"),
         (Session, "_memory_backward", 2, signal.SIGTERM, "stopped at beta: "),
         (learning, "remember", 1, signal.SIGTERM, "stopped at alpha: the training is done and kept"),
-        (evaluate, "generate", 1, signal.SIGINT, "stopped at alpha: no step of it is kept"),
+        (generation, "generate", 1, signal.SIGINT, "stopped at alpha: no step of it is kept"),
     ],
 )
 def test_a_signal_saves_and_says_so(files, tiny_t5, tmp_path, monkeypatch, kind, name, number, sent, words):
@@ -285,7 +277,7 @@ def test_a_learn_that_was_killed_after_its_commit_is_finished(copied, files, mon
     words = ["learn", copied / "run", "--task", files / "gamma"]
     command("run", copied / "config.yaml", "--out", copied / "run")
     with monkeypatch.context() as patch:
-        cut_at(patch, rundir, "collect_scores", 1)
+        cut_at(patch, run_directory, "collect_scores", 1)
         with pytest.raises(PowerCut):
             command(*words)
     assert "gamma" in command(*words, "--json").json["tasks"]
@@ -371,4 +363,4 @@ def test_edges_are_defined(tiny_t5, tmp_path, preset, case):
             run(resolve(own), tmp_path / "run", base=tmp_path)
         return
     run(resolve(own), tmp_path / "run", base=tmp_path)
-    assert rundir.collect_scores(tmp_path / "run")["summary"]["op"] >= 0
+    assert run_directory.collect_scores(tmp_path / "run")["summary"]["op"] >= 0

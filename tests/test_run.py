@@ -10,7 +10,8 @@ from command_line import command, refused
 from filelock import FileLock
 from short_runs import config_file, files_of, read_rows, stage_record, task_files, write_rows
 
-from aimmerging import learning, manifest, metrics
+from aimmerging.core import metrics
+from aimmerging.run import learning, stage_writer
 
 pytestmark = pytest.mark.slow
 
@@ -30,14 +31,14 @@ def no_training(monkeypatch):
 
 def fail_at_second_task(monkeypatch):
     """A crash in the middle of a commit."""
-    write_stage = manifest.write_stage
+    write_stage = stage_writer.write_stage
 
     def crash(folder, *args, index, **kwargs):
         write_stage(folder, *args, index=index, **kwargs)
         if index == 2:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(manifest, "write_stage", crash)
+    monkeypatch.setattr(stage_writer, "write_stage", crash)
 
 
 # --- going on --------------------------------------------------------------------------------------------------------

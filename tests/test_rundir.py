@@ -8,25 +8,25 @@ import signal
 import pytest
 from filelock import FileLock
 
-from aimmerging import commits, rundir
 from aimmerging.config import resolve
+from aimmerging.data.tasks import Row
 from aimmerging.errors import RunDirectoryError
-from aimmerging.tasks import Row
+from aimmerging.store import files, run_directory
 
 ROWS = [Row("1", "a", "b"), Row("2", "ü\u2028", "", ({"role": "user", "content": "ü\u2028"},))]
 
 
 @pytest.fixture
 def run(tmp_path):
-    rundir.save_config(tmp_path, resolve({"benchmark": "skills"}))
+    run_directory.save_config(tmp_path, resolve({"benchmark": "skills"}))
     return tmp_path
 
 
 def commit(run, index, task, **record):
     plain = {"schema_version": 1, "index": index, "task": task, "tasks": [task], "metrics": ["exact_match"]}
     scores = {"before": None, "zero_shot": {}, "scores": {task: 50.0}, "costs": {"merges": index}, "data": {task: task}}
-    with rundir.commit_stage(run, index, task) as folder:
-        rundir.write_json(folder / "stage.json", plain | scores | record)
+    with run_directory.commit_stage(run, index, task) as folder:
+        run_directory.write_json(folder / "stage.json", plain | scores | record)
 
 
 def names(run):
@@ -34,10 +34,10 @@ def names(run):
 
 
 def test_a_stage_appears_whole_with_its_marker(run):
-    with rundir.commit_stage(run, 1, "a task") as folder:
-        rundir.write_json(folder / "stage.json", {"schema_version": 1, "index": 1, "tasks": ["a task"]})
-        assert rundir.committed_stages(run) == []
-    [stage] = rundir.committed_stages(run)
+    with run_directory.commit_stage(run, 1, "a task") as folder:
+        run_directory.write_json(folder / "stage.json", {"schema_version": 1, "index": 1, "tasks": ["a task"]})
+        assert run_directory.committed_stages(run) == []
+    [stage] = run_directory.committed_stages(run)
     assert stage.path.name == "01-a-task"
     assert stage.tasks == ["a task"]
     assert sorted(path.name for path in stage.path.iterdir()) == ["COMMITTED", "stage.json"]
@@ -45,8 +45,8 @@ def test_a_stage_appears_whole_with_its_marker(run):
 
 def test_a_failed_stage_leaves_nothing(run):
     commit(run, 1, "a")
-    with pytest.raises(RunDirectoryError), rundir.commit_stage(run, 2, "b") as folder:
-        rundir.read_json(folder / "missing.json")
+    with pytest.raises(RunDirectoryError), run_directory.commit_stage(run, 2, "b") as folder:
+        run_directory.read_json(folder / "missing.json")
     assert names(run) == ["01-a"]
 
 
@@ -54,23 +54,23 @@ def test_remains_of_a_killed_process_are_ignored_and_cleaned_up(run):
     commit(run, 1, "a")
     for name in ("02-b", ".02-b.tmp", "03-other"):
         (run / "stages" / name / "adapter").mkdir(parents=True)
-    assert [stage.tasks for stage in rundir.committed_stages(run)] == [["a"]]
-    assert {path.name for path in rundir.unfinished(run)} == {"02-b", ".02-b.tmp", "03-other"}
+    assert [stage.tasks for stage in run_directory.committed_stages(run)] == [["a"]]
+    assert {path.name for path in run_directory.unfinished(run)} == {"02-b", ".02-b.tmp", "03-other"}
     commit(run, 2, "b")
     assert names(run) == ["01-a", "02-b"]
 
 
 def _commit_and_die(run, step, file):
     """Commit stage 2 in a process that is killed when `step` comes to `file`."""
-    original = getattr(commits, step)
+    original = getattr(files, step)
 
     def die(path, *args):
         if path.name == file:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(path, *args)
 
-    setattr(commits, step, die)
-    rundir.write_text = commits.write_text
+    setattr(files, step, die)
+    run_directory.write_text = files.write_text
     commit(run, 2, "b")
 
 
@@ -89,16 +89,16 @@ def test_a_stage_killed_before_its_marker_is_learned_again(run, step, file, left
     child.join()
     assert child.exitcode == -signal.SIGKILL
     assert names(run) == sorted(["01-a", left])
-    assert list(rundir.learned_tasks(run)) == ["a"]
+    assert list(run_directory.learned_tasks(run)) == ["a"]
     commit(run, 2, "b")
-    assert list(rundir.learned_tasks(run)) == ["a", "b"]
+    assert list(run_directory.learned_tasks(run)) == ["a", "b"]
     assert names(run) == ["01-a", "02-b"]
 
 
 def test_more_than_ninety_nine_stages_stay_in_order(run):
     for index in (100, 2, 11):
         commit(run, index, f"t{index}")
-    assert list(rundir.learned_tasks(run)) == ["t2", "t11", "t100"]
+    assert list(run_directory.learned_tasks(run)) == ["t2", "t11", "t100"]
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_more_than_ninety_nine_stages_stay_in_order(run):
     ],
 )
 def test_a_tasks_name_leads_nowhere_else(task, slug):
-    assert rundir.stage_slug(3, task) == slug
+    assert run_directory.stage_slug(3, task) == slug
 
 
 def test_a_failed_write_keeps_the_old_text(tmp_path):
     path = tmp_path / "scores.json"
-    rundir.write_text(path, "old")
+    run_directory.write_text(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        rundir.write_text(path, "\ud800")
+        run_directory.write_text(path, "\ud800")
     assert path.read_text() == "old"
 
 
@@ -128,12 +128,12 @@ def test_what_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     with pytest.raises(RunDirectoryError, match="cannot be written") as caught:
-        rundir.write_json(tmp_path / place, {})
+        run_directory.write_json(tmp_path / place, {})
     assert str(tmp_path / place) in str(caught.value)
 
 
 def test_a_full_disk_is_the_users_to_cure():
-    with pytest.raises(RunDirectoryError, match="No space left"), rundir.writing(rundir.Path("run")):
+    with pytest.raises(RunDirectoryError, match="No space left"), run_directory.writing(run_directory.Path("run")):
         raise OSError(28, "No space left on device")
 
 
@@ -153,7 +153,7 @@ def test_damaged_json_is_named(tmp_path, text, words):
     path = tmp_path / "stage.json"
     path.write_text(text)
     with pytest.raises(RunDirectoryError, match=words) as caught:
-        rundir.read_json(path)
+        run_directory.read_json(path)
     assert str(path) in str(caught.value)
 
 
@@ -162,12 +162,12 @@ def test_damaged_jsonl_names_the_line(tmp_path, line):
     path = tmp_path / "signals.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n')
     with pytest.raises(RunDirectoryError, match="damaged after line 1"):
-        rundir.read_jsonl(path)
+        run_directory.read_jsonl(path)
 
 
 def test_rows_come_back_as_they_went(tmp_path):
-    rundir.write_rows(tmp_path / "rows.jsonl", ROWS)
-    assert rundir.read_rows(tmp_path / "rows.jsonl") == ROWS
+    run_directory.write_rows(tmp_path / "rows.jsonl", ROWS)
+    assert run_directory.read_rows(tmp_path / "rows.jsonl") == ROWS
 
 
 @pytest.mark.parametrize(
@@ -184,18 +184,18 @@ def test_rows_come_back_as_they_went(tmp_path):
 )
 def test_an_edited_row_is_refused(tmp_path, change):
     path = tmp_path / "rows.jsonl"
-    rundir.write_rows(path, ROWS)
+    run_directory.write_rows(path, ROWS)
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    rundir.write_jsonl(path, [records[1], records[0] | change])
+    run_directory.write_jsonl(path, [records[1], records[0] | change])
     with pytest.raises(RunDirectoryError, match=r"line 2.*aimmerging memory drop"):
-        rundir.read_rows(path)
+        run_directory.read_rows(path)
 
 
 def test_lock_makes_the_folder_and_is_free_afterwards(tmp_path):
     run = tmp_path / "a/b"
-    with rundir.locked(run), pytest.raises(RunDirectoryError, match="in use by another process"):
-        rundir.locked(run).__enter__()
-    with rundir.locked(run):
+    with run_directory.locked(run), pytest.raises(RunDirectoryError, match="in use by another process"):
+        run_directory.locked(run).__enter__()
+    with run_directory.locked(run):
         assert run.is_dir()
 
 
@@ -211,16 +211,16 @@ def test_lock_of_a_killed_process_is_free(tmp_path):
     child = context.Process(target=_hold, args=(tmp_path / ".lock", ready))
     child.start()
     assert ready.wait(30)
-    with pytest.raises(RunDirectoryError, match="in use"), rundir.locked(tmp_path):
+    with pytest.raises(RunDirectoryError, match="in use"), run_directory.locked(tmp_path):
         pass
     child.kill()
     child.join()
-    with rundir.locked(tmp_path):
+    with run_directory.locked(tmp_path):
         pass
 
 
 def test_an_error_inside_the_lock_is_not_taken_for_the_locks(tmp_path):
-    with pytest.raises(ConnectionError), rundir.locked(tmp_path):
+    with pytest.raises(ConnectionError), run_directory.locked(tmp_path):
         raise ConnectionError("hub")
 
 
@@ -228,8 +228,8 @@ def test_an_error_inside_the_lock_is_not_taken_for_the_locks(tmp_path):
 def test_what_is_no_run_directory(tmp_path, path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunDirectoryError, match=r"not a run directory.*aimmerging run"):
-        rundir.committed_stages(tmp_path / path)
-    assert rundir.learned_tasks(tmp_path / path) == {}
+        run_directory.committed_stages(tmp_path / path)
+    assert run_directory.learned_tasks(tmp_path / path) == {}
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference", "default"])
@@ -237,15 +237,15 @@ def test_configuration_comes_back_equal(tmp_path, preset):
     config = resolve(
         {"benchmark": "skills", "preset": preset, "lora": {"target_modules": ["q"]}, "training": {"epochs": 3}}
     )
-    rundir.save_config(tmp_path, config)
-    assert rundir.saved_config(tmp_path) == config
-    rundir.check_same_config(tmp_path, config)
+    run_directory.save_config(tmp_path, config)
+    assert run_directory.saved_config(tmp_path) == config
+    run_directory.check_same_config(tmp_path, config)
 
 
 def test_every_difference_is_named_but_no_place(run):
     other = {"out": "elsewhere", "tasks": [{"path": "x"}], "lora": {"target_modules": ["q", "v"]}, "preset": "paper"}
     with pytest.raises(RunDirectoryError) as caught:
-        rundir.check_same_config(run, resolve(other))
+        run_directory.check_same_config(run, resolve(other))
     message = str(caught.value)
     assert "preset: 'default' in the run, 'paper' now" in message
     assert "lora.target_modules.1: None in the run, 'v' now" in message
@@ -257,7 +257,7 @@ def test_scores_of_a_sequence(run):
     commit(run, 1, "a", zero_shot={"a": 1.0}, scores={"a": 90.0}, costs={"merges": 1, "peak_memory_bytes": 7})
     commit(run, 2, "b", zero_shot={"b": 2.0}, before=3.0, scores={"a": 80.0, "b": 70.0},
            costs={"merges": 2, "peak_memory_bytes": 5})  # fmt: skip
-    scores = rundir.collect_scores(run)
+    scores = run_directory.collect_scores(run)
     assert scores["tasks"] == ["a", "b"]
     assert scores["matrix"] == [[1.0, 90.0, 80.0], [2.0, 3.0, 70.0]]
     assert scores["costs"] == {"merges": 3, "peak_memory_bytes": 7}
@@ -270,7 +270,7 @@ def test_scores_of_a_sequence(run):
 def test_scores_of_a_joint_run(run):
     both = {"tasks": ["a", "b"], "metrics": ["rouge_l", "token_f1"], "data": {"a": "1", "b": "2"}}
     commit(run, 2, "all tasks", **both, zero_shot={"a": 1.0, "b": 2.0}, scores={"a": 60.0, "b": 70.0})
-    scores = rundir.collect_scores(run)
+    scores = run_directory.collect_scores(run)
     assert scores["matrix"] == [[1.0, None, 60.0], [2.0, None, 70.0]]
     assert scores["metrics"] == ["rouge_l", "token_f1"]
 
@@ -280,14 +280,14 @@ def test_single_task_reference(tmp_path):
     run, reference = tmp_path / "run", tmp_path / "run/single_task"
     reference.mkdir(parents=True)
     for folder in (run, reference):
-        rundir.save_config(folder, config)
+        run_directory.save_config(folder, config)
         commit(folder, 1, "a")
-    assert rundir.check_reference(run, config, {"a": "a"}) == reference
-    assert rundir.single_task_scores(run, config) == [50.0]
+    assert run_directory.check_reference(run, config, {"a": "a"}) == reference
+    assert run_directory.single_task_scores(run, config) == [50.0]
     with pytest.raises(RunDirectoryError, match="has learned 'b' not"):
-        rundir.check_reference(run, config, {"a": "a", "b": "b"})
+        run_directory.check_reference(run, config, {"a": "a", "b": "b"})
     with pytest.raises(RunDirectoryError, match="has learned 'a' from other rows"):
-        rundir.check_reference(run, config, {"a": "changed"})
+        run_directory.check_reference(run, config, {"a": "changed"})
     none = resolve({"benchmark": "skills"})
-    assert rundir.check_reference(run, none, {"b": "b"}) is None
-    assert rundir.single_task_scores(run, none) is None
+    assert run_directory.check_reference(run, none, {"b": "b"}) is None
+    assert run_directory.single_task_scores(run, none) is None

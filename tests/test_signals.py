@@ -7,7 +7,7 @@ import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.signals import TokenLoss, all_finite, token_losses, total_change
+from aimmerging.core.signals import TokenLoss, all_finite, token_losses, total_change
 
 VOCABULARY = 11
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aimmerging.statistics import Estimate, bootstrap, difference, estimate, holm, smallest_detectable
+from aimmerging.compare.statistics import Estimate, bootstrap, difference, estimate, holm, smallest_detectable
 
 P_VALUES = st.lists(st.floats(1e-6, 1), min_size=1, max_size=8)
 

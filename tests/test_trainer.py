@@ -20,11 +20,11 @@ from aimmerging import (
     RehearsalSettings,
     Replay,
 )
-from aimmerging.data import Collator
-from aimmerging.distillation import answer_logits, distillation_loss
+from aimmerging.core.memory import draw
+from aimmerging.data.tasks import Task
 from aimmerging.errors import ModelError
-from aimmerging.memory import draw
-from aimmerging.tasks import Task
+from aimmerging.training.distillation import answer_logits, distillation_loss
+from aimmerging.training.encoding import Collator
 
 BASES = ["tiny_t5", "tiny_llama"]
 

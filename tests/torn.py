@@ -25,11 +25,12 @@ from unittest.mock import patch
 if __package__:  # `python -m tests.torn`: the helpers beside this file import one another by bare names
     sys.path.insert(0, str(Path(__file__).parent))
 
-from aimmerging import forget, rundir
-from aimmerging.checkpoints import Working
-from aimmerging.commits import COMMITTED
+from aimmerging.commands import drop_memory as forget
 from aimmerging.errors import RunDirectoryError
-from aimmerging.state import save_state
+from aimmerging.run.checkpoints import Working
+from aimmerging.store import run_directory
+from aimmerging.store.files import COMMITTED
+from aimmerging.store.tensor_tree import save_state
 
 TASK = {"gamma": "hash of its rows"}
 CALLS = ((io, "open"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (os, "unlink"))
@@ -91,12 +92,12 @@ def stage_check(run: Path, path: Path) -> str:
     """What a reader of stages makes of the damaged file `path`."""
     stage = run / "stages" / path.relative_to(run / "stages").parts[0]
     try:
-        stages = rundir.committed_stages(run)
-        rundir.check_stages(stages)
+        stages = run_directory.committed_stages(run)
+        run_directory.check_stages(stages)
     except RunDirectoryError as error:
         return "" if path.name in str(error) else f"the message does not name the file: {error}"
     if not (stage / COMMITTED).exists():
-        passed_over = stage in rundir.unfinished(run) and stage not in [one.path for one in stages]
+        passed_over = stage in run_directory.unfinished(run) and stage not in [one.path for one in stages]
         return "" if passed_over else "a stage without its marker is read"
     return "loaded without a word"
 
@@ -127,13 +128,15 @@ def commit_stage(run: Path) -> None:
     """What a run writes at the end of a task; nothing, where the task is committed."""
     import torch
 
-    if "gamma" in rundir.learned_tasks(run):
+    if "gamma" in run_directory.learned_tasks(run):
         return
-    with rundir.commit_stage(run, 3, "gamma") as folder:
-        rundir.write_jsonl(folder / "signals.jsonl", [{"kind": "step", "step": 1}])
+    with run_directory.commit_stage(run, 3, "gamma") as folder:
+        run_directory.write_jsonl(folder / "signals.jsonl", [{"kind": "step", "step": 1}])
         save_state(folder / "method", {"anchor": [torch.ones(3)], "step": 1})
-        last = rundir.committed_stages(run)[1].record
-        rundir.write_json(folder / "stage.json", last | {"index": 3, "task": "gamma", "tasks": ["gamma"], "data": TASK})
+        last = run_directory.committed_stages(run)[1].record
+        run_directory.write_json(
+            folder / "stage.json", last | {"index": 3, "task": "gamma", "tasks": ["gamma"], "data": TASK}
+        )
 
 
 def commit_checkpoint(run: Path) -> None:
@@ -144,7 +147,7 @@ def commit_checkpoint(run: Path) -> None:
 
 
 def replace_scores(run: Path) -> None:
-    rundir.write_json(run / "scores.json", {"schema_version": 1, "tasks": ["alpha", "beta", "gamma"]})
+    run_directory.write_json(run / "scores.json", {"schema_version": 1, "tasks": ["alpha", "beta", "gamma"]})
 
 
 def drop_memory(run: Path) -> None:
@@ -242,7 +245,7 @@ def _one_write_fault(run: Path, write, at: int, wanted: dict[str, bytes], *, die
         except OSError as error:
             return f"not a named error: {error!r}"
     try:
-        rundir.check_stages(rundir.committed_stages(run))
+        run_directory.check_stages(run_directory.committed_stages(run))
         now = committed_content(run)
     except RunDirectoryError as error:
         return f"the run cannot be read any more: {error}"
@@ -279,7 +282,7 @@ def make_ground(folder: Path) -> Path:
     from short_runs import settings, task_files
 
     from aimmerging.config import resolve
-    from aimmerging.run import run
+    from aimmerging.run.story import run
 
     for name in ("alpha", "beta"):
         task_files(folder, name, train=8)

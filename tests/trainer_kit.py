@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments
 
 from aimmerging import ContinualTrainer, Method, RehearsalSettings
-from aimmerging.data import Codec, Collator
-from aimmerging.tasks import Row
+from aimmerging.data.tasks import Row
+from aimmerging.training.encoding import Codec, Collator
 
 gc.freeze()  # each train() ends in a full collection, which would go through every imported module again
 

@@ -27,10 +27,10 @@ if __package__:
 import torch
 import twins
 
-from aimmerging.controller import PRESETS, ControllerConfig
-from aimmerging.decide import replay
+from aimmerging.commands.decide import replay
+from aimmerging.core.controller import PRESETS, ControllerConfig
+from aimmerging.core.fusion import fuse_
 from aimmerging.errors import SignalError
-from aimmerging.fusion import fuse_
 
 ULPS = 1
 """Largest difference to the float32 twin."""

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aimmerging.config import RunConfig, load_config
-    from aimmerging.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
+    from aimmerging.core.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
+    from aimmerging.data.tasks import Row, Task, TaskStream
     from aimmerging.errors import AimmergingError
     from aimmerging.methods import Aim, Method, Replay, Sequential
-    from aimmerging.run import learn, run, run_stream
-    from aimmerging.session import RehearsalSettings
-    from aimmerging.sft import ContinualSFTTrainer
-    from aimmerging.tasks import Row, Task, TaskStream
-    from aimmerging.trainer import ContinualMixin, ContinualSeq2SeqTrainer, ContinualTrainer
+    from aimmerging.run.story import learn, run_stream
+    from aimmerging.training.session import RehearsalSettings
+    from aimmerging.training.sft import ContinualSFTTrainer
+    from aimmerging.training.trainer import ContinualMixin, ContinualSeq2SeqTrainer, ContinualTrainer
 
 __version__ = version("aimmerging")
 
 _HOMES = {
     "config": ("RunConfig", "load_config"),
-    "controller": ("DEFAULT", "PAPER", "REFERENCE", "ControllerConfig"),
+    "core.controller": ("DEFAULT", "PAPER", "REFERENCE", "ControllerConfig"),
     "errors": ("AimmergingError",),
     "methods": ("Aim", "Method", "Replay", "Sequential"),
-    "run": ("learn", "run", "run_stream"),
-    "session": ("RehearsalSettings",),
-    "sft": ("ContinualSFTTrainer",),
-    "tasks": ("Row", "Task", "TaskStream"),
-    "trainer": ("ContinualMixin", "ContinualSeq2SeqTrainer", "ContinualTrainer"),
+    "run.story": ("learn", "run_stream"),
+    "training.session": ("RehearsalSettings",),
+    "training.sft": ("ContinualSFTTrainer",),
+    "data.tasks": ("Row", "Task", "TaskStream"),
+    "training.trainer": ("ContinualMixin", "ContinualSeq2SeqTrainer", "ContinualTrainer"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -54,7 +54,6 @@ __all__ = [
     "TaskStream",
     "learn",
     "load_config",
-    "run",
     "run_stream",
 ]
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aimmerging import stopping, wording
+from aimmerging.data import wording
 from aimmerging.errors import AimmergingError, ConfigError
+from aimmerging.training import stopping
 
 if TYPE_CHECKING:
-    from aimmerging.progress import Progress
+    from aimmerging.training.progress import Progress
 
 app = typer.Typer(
     help="Teach a language model task after task without losing the old ones.",
@@ -74,7 +75,7 @@ def _progress() -> "Iterator[Progress]":
     """Bars and lines on stderr, so that stdout holds results only."""
     from rich.console import Console
 
-    from aimmerging.progress import Progress, TerminalProgress, quiet_libraries
+    from aimmerging.training.progress import Progress, TerminalProgress, quiet_libraries
 
     quiet_libraries()
     if not _is_main_process():
@@ -96,7 +97,7 @@ def _print_json(value: Any) -> None:
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from aimmerging.tables import show_table
+    from aimmerging.commands.terminal import show_table
 
     show_table(title, columns, rows)
 
@@ -114,8 +115,8 @@ def demo(
     names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
     if not names:
         raise ConfigError("--methods is empty; give for example sequential,replay,aim")
-    from aimmerging.demo import demo as run_demo
-    from aimmerging.tables import show_demo
+    from aimmerging.commands.demo import demo as run_demo
+    from aimmerging.commands.terminal import show_demo
 
     with _progress() as progress:
         result = run_demo(out, seed=seed, methods=names, base=base, workers=workers, progress=progress)
@@ -141,7 +142,7 @@ def run(
     folder = out or (Path(settings.out) if settings.out else None)
     if folder is None:
         raise ConfigError("there is no run directory: give --out DIR, or `out:` in the configuration")
-    from aimmerging.run import run as run_stream
+    from aimmerging.run.story import run as run_stream
 
     with _progress() as progress, stopping.gracefully():
         run_stream(settings, folder, base=config.parent, progress=progress, accept_changes=accept_changes)
@@ -159,14 +160,14 @@ def learn(
     as_json: JsonOption = False,
 ) -> None:
     """Add one task to an existing run, keeping the old ones: the production case."""
-    from aimmerging import rundir
-    from aimmerging.loading import TaskSource, load_task
+    from aimmerging.data.loading import TaskSource, load_task
+    from aimmerging.store import run_directory
 
     # absolute, because the run directory remembers it
     path = task if task.startswith("hf:") else str(Path(task).absolute())
     source = TaskSource(name=name, path=path, metric=metric, carve_test=carve_test)
-    loaded = load_task(source, rundir.saved_config(run_dir).seed)
-    from aimmerging.run import learn as learn_task
+    loaded = load_task(source, run_directory.saved_config(run_dir).seed)
+    from aimmerging.run.story import learn as learn_task
 
     with _progress() as progress, stopping.gracefully():
         learn_task(run_dir, loaded, source, progress=progress, accept_changes=accept_changes)
@@ -184,7 +185,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score the last adapter on every learned task, or on another one."""
-    from aimmerging.inference import quiz_at, score_run
+    from aimmerging.commands.inference import quiz_at, score_run
 
     quiz = None if task is None else quiz_at(task, name, metric)
     with _progress() as progress:
@@ -204,15 +205,15 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a text, or each row of a file (one JSON object a line), with the last adapter."""
-    from aimmerging.loading import load_rows
-    from aimmerging.tasks import Row
+    from aimmerging.data.loading import load_rows
+    from aimmerging.data.tasks import Row
 
     if (text is None) == (input_file is None):
         raise ConfigError("give either a TEXT or --input FILE")
     if text is not None and (not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text)):
         raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
     rows = [Row("text", text, "")] if text is not None else load_rows(Path(str(input_file)), require_output=False)
-    from aimmerging.inference import answer
+    from aimmerging.commands.inference import answer
 
     with _progress() as progress:
         answers = answer(run_dir, rows, progress)
@@ -234,10 +235,10 @@ def report(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: RUN/report.html.")] = None,
 ) -> None:
     """Write the run's report: one HTML page that works offline."""
-    from aimmerging import rundir
-    from aimmerging.report import write_report
+    from aimmerging.report.page import write_report
+    from aimmerging.store import run_directory
 
-    with rundir.writing(out or run_dir):
+    with run_directory.writing(out or run_dir):
         typer.echo(str(write_report(run_dir, out)))
 
 
@@ -249,7 +250,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the adapter (PEFT) or a full model that transformers and vLLM load; checks the logits."""
-    from aimmerging.inference import export as export_run
+    from aimmerging.commands.inference import export as export_run
 
     with _progress() as progress:
         result = export_run(run_dir, to, merged=merged, progress=progress)
@@ -268,7 +269,7 @@ def decide(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the controller decides on recorded signals."""
-    from aimmerging.decide import replay_file
+    from aimmerging.commands.decide import replay_file
 
     result = replay_file(signals, preset)
     if as_json:
@@ -302,19 +303,19 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Run methods × orders × seeds and write tables and a page; the same command goes on where it stopped."""
-    from aimmerging import comparison
-    from aimmerging.tables import show_comparison
+    from aimmerging.commands.terminal import show_comparison
+    from aimmerging.compare import plan
 
-    settings = comparison.load_spec(spec)
+    settings = plan.load_spec(spec)
     folder = out or (Path(settings.out) if settings.out else None)
     if folder is None:
         raise ConfigError("there is no folder for the comparison: give --out DIR, or `out:` in the specification")
     if recompute:
-        outcome = comparison.recompute(settings, folder, base=spec.parent)
+        outcome = plan.recompute(settings, folder, base=spec.parent)
     else:
-        where = {"base": spec.parent, "workers": workers, "engine": comparison.checked_engine(engine), "retry": retry}
+        where = {"base": spec.parent, "workers": workers, "engine": plan.checked_engine(engine), "retry": retry}
         with _progress() as progress:
-            outcome = comparison.compare(settings, folder, progress=progress, **where)
+            outcome = plan.compare(settings, folder, progress=progress, **where)
     if as_json:
         _print_json(outcome.to_json())
     else:
@@ -361,7 +362,7 @@ def prepare(
 ) -> None:
     """Build a benchmark: splits without leaks, a manifest, a configuration for each task order."""
     from aimmerging.benchmarks.prepare import prepare as build
-    from aimmerging.tables import show_manifest
+    from aimmerging.commands.terminal import show_manifest
 
     options = {"preset": preset, "labels": labels, "seed": seed, "allow_overlap": allow_overlap}
     with _progress() as progress:
@@ -379,8 +380,8 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is installed, which devices there are, and whether a configuration would run."""
-    from aimmerging.doctor import examine
-    from aimmerging.tables import show_findings
+    from aimmerging.commands.doctor import examine
+    from aimmerging.commands.terminal import show_findings
 
     findings = examine(config, overrides or [])
     if as_json:
@@ -392,7 +393,7 @@ def doctor(
 @memory_app.command("show")
 def memory_show(run_dir: RunArgument, as_json: JsonOption = False) -> None:
     """List what is kept of each task."""
-    from aimmerging.forget import memory_contents
+    from aimmerging.commands.drop_memory import memory_contents
 
     contents = memory_contents(run_dir)
     if as_json:
@@ -416,8 +417,8 @@ def memory_drop(
     as_json: JsonOption = False,
 ) -> None:
     """Delete the rows kept of a task; the adapter and the scores stay, and the report says so."""
-    from aimmerging.forget import drop_memory
-    from aimmerging.report import write_report
+    from aimmerging.commands.drop_memory import drop_memory
+    from aimmerging.report.page import write_report
 
     record = drop_memory(run_dir, task)
     write_report(run_dir)
@@ -431,8 +432,8 @@ def _show_scores(run_dir: Path, *, as_json: bool) -> None:
     """The score matrix and its summary."""
     if not _is_main_process():
         return
-    from aimmerging.rundir import read_json
-    from aimmerging.tables import show_scores
+    from aimmerging.commands.terminal import show_scores
+    from aimmerging.store.run_directory import read_json
 
     scores = read_json(run_dir / "scores.json")
     if as_json:

@@ -13,14 +13,14 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aimmerging import memory
-from aimmerging.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
+from aimmerging.core import memory
+from aimmerging.core.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
+from aimmerging.data.loading import TaskSource
+from aimmerging.data.problems import did_you_mean
+from aimmerging.data.text_files import parse_yaml, read_text
+from aimmerging.data.wording import shown
 from aimmerging.errors import ConfigError
-from aimmerging.loading import TaskSource
-from aimmerging.problems import did_you_mean
 from aimmerging.protocols import PROTOCOL_VALUES
-from aimmerging.text_files import parse_yaml, read_text
-from aimmerging.wording import shown
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 2**20

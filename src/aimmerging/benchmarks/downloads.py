@@ -9,8 +9,8 @@ from typing import Any
 from aimmerging.benchmarks.readers import SourceRows, parse_natural
 from aimmerging.benchmarks.sampling import CARVED_SHARE, Limit, Sizes, draw
 from aimmerging.benchmarks.sources import HUB_TASKS, NATURAL_REVISION, NATURAL_TASKS, NATURAL_URL, HubTask
-from aimmerging.problems import Problems
-from aimmerging.tasks import Row
+from aimmerging.data.problems import Problems
+from aimmerging.data.tasks import Row
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_SECONDS = 60

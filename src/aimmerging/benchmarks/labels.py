@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from aimmerging.tasks import Row
+from aimmerging.data.tasks import Row
 
 LABELS = ("original", "aim")
 """`original`: the words of Super-NaturalInstructions. `aim`: their first letters."""

@@ -2,7 +2,7 @@
 
 A sentence carries facets: what it is about, what its writer feels, and so on. The tasks of
 :mod:`aimmerging.benchmarks.skills` ask for one facet; the pre-training of
-:mod:`aimmerging.benchmarks.base_model` sees sentences only without them.
+:mod:`aimmerging.benchmarks.tiny_base` sees sentences only without them.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from aimmerging import __version__, rundir
+from aimmerging import __version__
 from aimmerging.benchmarks import downloads, readers
 from aimmerging.benchmarks.labels import LABELS, relabel
 from aimmerging.benchmarks.orders import BENCHMARKS, tasks_of
@@ -28,10 +28,11 @@ from aimmerging.benchmarks.sources import (
     metric_of,
     reported_overlap,
 )
+from aimmerging.data.problems import Problems, did_you_mean
+from aimmerging.data.tasks import Row, Task, hash_rows
 from aimmerging.errors import ConfigError, DataError
-from aimmerging.problems import Problems, did_you_mean
-from aimmerging.progress import Progress
-from aimmerging.tasks import Row, Task, hash_rows
+from aimmerging.store import run_directory
+from aimmerging.training.progress import Progress
 
 _OVERLAP_CURE = "--allow-overlap goes on without these train rows and keeps the test split whole"
 
@@ -271,7 +272,7 @@ def _manifest(settings: _Settings, built: Sequence[_Built]) -> dict[str, Any]:
     present = {item.task.name for item in built}
     orders = BENCHMARKS[settings.benchmark].items()
     return {
-        "schema_version": rundir.SCHEMA_VERSION,
+        "schema_version": run_directory.SCHEMA_VERSION,
         "aimmerging": __version__,
         "benchmark": settings.benchmark,
         "preset": settings.preset,
@@ -324,15 +325,15 @@ def _write(folder: Path, manifest: dict[str, Any], built: Sequence[_Built]) -> N
     for item in built:
         (folder / item.task.name).mkdir()
         for split, rows in _splits(item.task).items():
-            rundir.write_jsonl(folder / item.task.name / f"{split}.jsonl", [row.to_json() for row in rows])
+            run_directory.write_jsonl(folder / item.task.name / f"{split}.jsonl", [row.to_json() for row in rows])
     (folder / "orders").mkdir()
     metrics = {item.task.name: item.task.metric for item in built}
     for order, names in manifest["orders"].items():
         tasks = [{"name": name, "path": f"../{name}", "metric": metrics[name]} for name in names]
         heading = f"# Order {order} of {manifest['benchmark']}: a configuration; add what else it should say.\n"
         text = yaml.safe_dump({"seed": manifest["seed"], "tasks": tasks}, sort_keys=False, allow_unicode=True)
-        rundir.write_text(folder / "orders" / f"{order}.yaml", heading + text)
-    rundir.write_json(folder / "manifest.json", manifest)
+        run_directory.write_text(folder / "orders" / f"{order}.yaml", heading + text)
+    run_directory.write_json(folder / "manifest.json", manifest)
 
 
 @contextmanager

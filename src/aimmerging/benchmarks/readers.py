@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from aimmerging.benchmarks.sources import NATURAL_PROMPT, NATURAL_TASKS
-from aimmerging.columns import Form, parse_row
-from aimmerging.problems import Problems
-from aimmerging.table_files import open_table
-from aimmerging.tasks import Row
+from aimmerging.data.columns import Form, parse_row
+from aimmerging.data.problems import Problems
+from aimmerging.data.readers import open_table
+from aimmerging.data.tasks import Row
 
 SPLITS = ("train", "dev", "test")
 _RELEASED = "{split}/{task}_T5.json"

@@ -4,8 +4,8 @@ import random
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from aimmerging.loading import carve
-from aimmerging.tasks import Row
+from aimmerging.data.loading import carve
+from aimmerging.data.tasks import Row
 
 CARVED_SHARE = 0.1
 """Share of the rows at hand that is set aside as validation, and again as test where the source has no test split."""

@@ -9,7 +9,7 @@ from itertools import islice
 from random import Random
 
 from aimmerging.benchmarks.language import ASKING, FEELINGS, SENTENCES, SUBJECTS, WISHES
-from aimmerging.tasks import Row, Task, TaskStream
+from aimmerging.data.tasks import Row, Task, TaskStream
 
 LABELS = {
     "sentiment": ("good", "bad", "mixed"),

@@ -218,7 +218,7 @@ def reported_overlap(task: str) -> str:
 
 
 def metric_of(benchmark: str, task: str) -> str:
-    """Return the metric of a task, one of :data:`aimmerging.metrics.METRICS`."""
+    """Return the metric of a task, one of :data:`aimmerging.core.metrics.METRICS`."""
     if benchmark == "trace":
         return TRACE_METRICS[task]
     return "exact_match" if benchmark != "superni" or NATURAL_TASKS[task].words else "rouge_l"

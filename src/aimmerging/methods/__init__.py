@@ -11,7 +11,6 @@ from aimmerging.errors import ConfigError
 from aimmerging.methods import merging
 from aimmerging.methods.a_gem import AGem
 from aimmerging.methods.aim import Aim
-from aimmerging.methods.base import About, Method
 from aimmerging.methods.der_plus_plus import DerPlusPlus
 from aimmerging.methods.ewc import EWC
 from aimmerging.methods.fixed_replay import FixedReplay
@@ -30,6 +29,7 @@ from aimmerging.methods.slow_lora import SlowLora
 from aimmerging.methods.spaced_replay import SpacedReplay
 from aimmerging.methods.tasl import TaSL
 from aimmerging.methods.wise_ft import WiseFT
+from aimmerging.training.method import About, Method
 
 METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from aimmerging.methods.base import About, Method
+from aimmerging.training.method import About, Method
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from aimmerging import controller
-from aimmerging.controller import ControllerState, Observation
-from aimmerging.fusion import fuse_, snapshot
-from aimmerging.methods.base import About, Method
+from aimmerging.core import controller
+from aimmerging.core.controller import ControllerState, Observation
+from aimmerging.core.fusion import fuse_, snapshot
+from aimmerging.training.method import About, Method
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 _LETTER = {"collect": "c", "threshold": "t", "quiet": "q", "hit": "h", "forced": "f", None: None}
 

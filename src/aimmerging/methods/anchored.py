@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from aimmerging.fusion import snapshot
-from aimmerging.methods.base import Method
-from aimmerging.models import TRAINED
+from aimmerging.core.fusion import snapshot
+from aimmerging.training.method import Method
+from aimmerging.training.models import TRAINED
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def named(session: "Session", values: Sequence[Tensor]) -> dict[str, Tensor]:

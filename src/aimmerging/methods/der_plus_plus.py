@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from aimmerging.errors import ConfigError
-from aimmerging.methods.base import About, Method
-from aimmerging.session import RehearsalLoss
+from aimmerging.training.method import About, Method
+from aimmerging.training.session import RehearsalLoss
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 @dataclass

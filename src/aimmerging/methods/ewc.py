@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from aimmerging.methods.anchored import Anchored
-from aimmerging.methods.base import About
+from aimmerging.training.method import About
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def fisher_of(gradients: Iterable[Sequence[Tensor]]) -> list[Tensor]:

@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.fusion import snapshot
-from aimmerging.methods.base import About, Method
+from aimmerging.core.fusion import snapshot
 from aimmerging.methods.spaced_replay import review_day
+from aimmerging.training.method import About, Method
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 class Clock(NamedTuple):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from aimmerging.lora import Adapter, Factors, adapter_of, layers, weighted_sum
-from aimmerging.methods.base import About, Method
-from aimmerging.models import carry
+from aimmerging.core.lora import Adapter, Factors, adapter_of, layers, weighted_sum
+from aimmerging.training.method import About, Method
+from aimmerging.training.models import carry
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def drawn(like: Adapter, seed: int) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from aimmerging.methods.anchored import Anchored
-from aimmerging.methods.base import About
+from aimmerging.training.method import About
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:

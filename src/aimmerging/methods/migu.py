@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.methods.base import About, Method
+from aimmerging.training.method import About, Method
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def output_magnitudes(session: "Session", batch: "Mapping[str, Tensor]") -> list[Tensor]:

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.lora import Adapter
+from aimmerging.core.lora import Adapter
 from aimmerging.methods.anchored import named
-from aimmerging.methods.base import About
 from aimmerging.methods.inc_lora import IncLora
+from aimmerging.training.method import About
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def overlap(own: Adapter, past: Adapter) -> Tensor:

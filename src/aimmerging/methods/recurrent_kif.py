@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.fusion import snapshot
-from aimmerging.methods.base import About, Method
+from aimmerging.core.fusion import snapshot
 from aimmerging.methods.importance import Importance, observed, scores, unknown
+from aimmerging.training.method import About, Method
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def important(values: Sequence[Tensor], quantile: float) -> list[Tensor]:

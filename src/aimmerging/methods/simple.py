@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aimmerging.methods.base import About, Method
+from aimmerging.training.method import About, Method
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 @dataclass

@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.lora import Adapter
+from aimmerging.core.lora import Adapter
 from aimmerging.methods.anchored import named, put_
-from aimmerging.methods.base import About, Method
+from aimmerging.training.method import About, Method
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def orthonormal(a: Tensor) -> Tensor:

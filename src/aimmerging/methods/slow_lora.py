@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.fusion import snapshot
+from aimmerging.core.fusion import snapshot
 from aimmerging.methods.anchored import named, put_
-from aimmerging.methods.base import About
 from aimmerging.methods.simple import Replay
+from aimmerging.training.method import About
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 @dataclass

@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from aimmerging.methods.anchored import Anchored
-from aimmerging.methods.base import About
 from aimmerging.methods.importance import Importance, observed, scores, unknown
+from aimmerging.training.method import About
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 def normalised(values: Tensor) -> Tensor:

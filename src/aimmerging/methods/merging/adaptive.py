@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging import stopping
-from aimmerging.lora import Factors, adapter_of, layers, weighted_sum
+from aimmerging.core.lora import Factors, adapter_of, layers, weighted_sum
 from aimmerging.methods.anchored import named
-from aimmerging.methods.base import About
 from aimmerging.methods.merging.at_end import Layers, MergeAtEnd
+from aimmerging.training import stopping
+from aimmerging.training.method import About
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 @dataclass

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from aimmerging.lora import Adapter, Factors, adapter_of, factored, layers, truncated
-from aimmerging.methods.base import Method
+from aimmerging.core.lora import Adapter, Factors, adapter_of, factored, layers, truncated
+from aimmerging.training.method import Method
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 Layers = Mapping[str, Factors]
 Start = Literal["seq", "ind"]

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from aimmerging.lora import Factors, weighted_sum
-from aimmerging.methods.base import About
+from aimmerging.core.lora import Factors, weighted_sum
 from aimmerging.methods.merging.at_end import MergeAtEnd
+from aimmerging.training.method import About
 
 
 @dataclass

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.lora import Factors, layers
-from aimmerging.methods.base import About
+from aimmerging.core.lora import Factors, layers
 from aimmerging.methods.merging import rules
 from aimmerging.methods.merging.at_end import MergeAtEnd
+from aimmerging.training.method import About
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 
 @dataclass

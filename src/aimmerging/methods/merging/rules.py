@@ -11,7 +11,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from aimmerging.lora import Factors, svd
+from aimmerging.core.lora import Factors, svd
 
 ALIGNED = 0.9995
 """|cos| of two tensors above which the arc between them is a line, to float32."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.lora import Factors, adapter_of, layers, weighted_sum
-from aimmerging.methods.base import About
+from aimmerging.core.lora import Factors, adapter_of, layers, weighted_sum
 from aimmerging.methods.merging import rules
 from aimmerging.methods.merging.at_end import MergeAtEnd, dense
+from aimmerging.training.method import About
 
 if TYPE_CHECKING:
-    from aimmerging.session import Session
+    from aimmerging.training.session import Session
 
 Scale = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]

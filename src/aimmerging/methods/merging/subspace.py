@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from aimmerging.lora import Factors, norm, weighted_sum
-from aimmerging.methods.base import About
+from aimmerging.core.lora import Factors, norm, weighted_sum
 from aimmerging.methods.merging import rules
 from aimmerging.methods.merging.at_end import Layers, MergeAtEnd, dense
 from aimmerging.methods.merging.sparse import Scale, Share
+from aimmerging.training.method import About
 
 _STORES = "1 adapter (seq), T (ind)"
 

@@ -1,0 +1,1 @@
+"""One file a command that is more than a call."""

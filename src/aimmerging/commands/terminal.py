@@ -1,0 +1,121 @@
+"""Tables in the terminal."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from aimmerging.core.metrics import DEFINITIONS
+from aimmerging.data.wording import printable
+
+if TYPE_CHECKING:
+    from aimmerging.compare.plan import Outcome
+
+
+_WORDS = ("why", "policy", "definition", "version", "overlaps", "licence")
+_WORDS += ("reference", "stores", "cost a step", "verified against", "settings")
+"""Columns that hold text, which stands left."""
+
+
+def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasise: str | None = None) -> None:
+    """Print a table; numbers stand right, `emphasise` is the first cell of a row to make bold."""
+    table = Table()
+    for place, column in enumerate(columns):
+        words = place == 0 or column in _WORDS
+        table.add_column(
+            escape(printable(column)), justify="left" if words else "right", overflow="fold", no_wrap=place == 0
+        )
+    for row in rows:
+        table.add_row(*(escape(printable(cell)) for cell in row), style="bold" if row[0] == emphasise else None)
+    console = Console()
+    console.print(printable(title), markup=False, highlight=False, style="italic")
+    console.print(table)
+
+
+def show_scores(scores: dict[str, Any]) -> None:
+    """Print a score matrix and its summary, from scores.json."""
+    names = scores["tasks"]
+    columns = ["points on", "before", *(f"after {name}" for name in names)]
+    rows = [[name, *map(_points, row)] for name, row in zip(names, scores["matrix"], strict=True)]
+    show_table(f"{scores['method']}, preset {scores['preset']}, seed {scores['seed']}", columns, rows)
+    known = [(key, value) for key, value in scores["summary"].items() if value is not None]
+    rows = [[DEFINITIONS[key][0], f"{value:.1f}", DEFINITIONS[key][1]] for key, value in known]
+    show_table("Summary, points", ["measure", "value", "definition"], rows)
+
+
+def show_demo(summary: dict[str, Any]) -> None:
+    """Print the demo's table and what may be read from it."""
+    columns = ["method", "OP", "BWT", "FWT", "steps", "rehearsal", "probes", "merges", "seconds"]
+    rows = [
+        [
+            name,
+            *(_points(row[key]) for key in ("op", "bwt", "fwt")),
+            *(str(row[key]) for key in ("task_updates", "memory_updates", "probe_forwards", "merges")),
+            f"{row['seconds']:.0f}",
+        ]
+        for name, row in summary["methods"].items()
+    ]
+    show_table(f"Five tasks in a row, seed {summary['seed']}", columns, rows, emphasise="aim")
+    Console().print(
+        f"Each task alone: {summary['single_task']:.1f} points. All tasks at once: {summary['multi_task']:.1f}.\n"
+        "OP: mean score after the last task. BWT: change of old tasks since they were learned. FWT: against each task "
+        "alone.\nOne seed is one draw; compare over several before believing a difference.",
+        highlight=False,
+    )
+
+
+def show_comparison(outcome: "Outcome") -> None:
+    """Print a comparison's tables and what a reader must know, then what is still to do."""
+    from aimmerging.compare import tables
+
+    console = Console()
+    if outcome.results is not None:
+        for table in tables.tables(outcome.results):
+            show_table(table.caption, [column.title for column in table.columns], table.texts())
+        for line in tables.heading(outcome.results):
+            console.print(line, highlight=False, markup=False)
+        console.print(f"\nThe page lies in {outcome.out / 'report.html'}", highlight=False, markup=False)
+    for name, message in outcome.failed.items():
+        console.print(f"failed: {name}: {message}", highlight=False, markup=False)
+    for name in outcome.unfinished:
+        console.print(f"not finished: {name}", highlight=False, markup=False)
+    if outcome.failed:
+        console.print("give --retry to run what failed again", highlight=False, markup=False)
+
+
+def show_findings(findings: dict[str, Any]) -> None:
+    """Print what the doctor found."""
+    rows = [[name, version or "not installed"] for name, version in findings["versions"].items()]
+    show_table("Installed", ["library", "version"], rows)
+    console = Console()
+    console.print(f"Devices: {', '.join(findings['devices'])}; bf16 {'yes' if findings['bf16'] else 'no'}; "
+                  f"{findings['threads']} threads", highlight=False, markup=False)  # fmt: skip
+    config = findings.get("config")
+    if config:
+        keys = ("train", "validation", "test", "updates", "cut_inputs", "cut_outputs")
+        rows = [[task["name"], *(str(task[key]) for key in keys)] for task in config["tasks"]]
+        title = f"{config['method']} ({config['preset']}) on {config['model']} would run"
+        show_table(title, ["task", *(key.replace("_", " ") for key in keys)], rows)
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def show_manifest(manifest: dict[str, Any], out: Path) -> None:
+    """Print what `prepare` built: rows, what was left out, overlaps it saw."""
+    rows = [
+        [
+            name,
+            *(str(task[split]["rows"]) for split in ("train", "validation", "test")),
+            str(sum(count for reasons in task["dropped"].values() for count in reasons.values())),
+            ", ".join(f"{pair} {count}" for pair, count in task["overlaps"].items() if count) or "none",
+            task["licence"],
+        ]
+        for name, task in manifest["tasks"].items()
+    ]
+    title = f"{manifest['benchmark']}, preset {manifest['preset']}, seed {manifest['seed']}"
+    show_table(title, ["task", "train", "validation", "test", "dropped rows", "overlaps", "licence"], rows)
+    Console().print(f"Written to {out}; configurations of the task orders in {out / 'orders'}", markup=False)

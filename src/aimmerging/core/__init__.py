@@ -1,0 +1,1 @@
+"""The algorithm: pure functions on plain numbers and tensors, free of transformers, peft and files."""

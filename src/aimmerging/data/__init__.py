@@ -1,0 +1,1 @@
+"""A user's files to validated tasks: rows, splits, columns, and every problem said at once."""

@@ -1,0 +1,1 @@
+"""Committed stages to one HTML page; it reads a run directory and nothing else."""

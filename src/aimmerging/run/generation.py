@@ -1,0 +1,106 @@
+"""Batched greedy generation, sorted by length, and scoring; nothing is kept but one line a row."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aimmerging.core import metrics
+from aimmerging.data.tasks import Row
+from aimmerging.training import stopping
+from aimmerging.training.encoding import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model answered to one row, and the row's score in 0..1."""
+
+    id: str
+    prediction: str
+    reference: str
+    score: float
+
+
+@torch.no_grad()
+def generate(
+    model: Any, codec: Codec, rows: Sequence[Row], batch_size: int, advance: Callable[[int], None] | None = None
+) -> list[str]:
+    """Answer each row greedily.
+
+    Longest prompts come first, so that padding is small and a batch that does not fit in memory fails at once.
+
+    Args:
+        model: a (PEFT) model of transformers.
+        codec: of the same model.
+        rows: whose prompts are answered.
+        batch_size: rows at once.
+        advance: told how many rows a batch finished, for a progress bar.
+
+    Returns:
+        the answers, stripped, in the order of `rows`.
+
+    Raises:
+        Stopped: a signal asked for it, see :mod:`aimmerging.training.stopping`.
+    """
+    prompts = [codec.prompt(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda place: len(prompts[place]), reverse=True)
+    answers = [""] * len(rows)
+    pad = codec.tokenizer.pad_token_id
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        stopping.poll()
+        places = order[start : start + batch_size]
+        ids, mask = _pad([prompts[place] for place in places], pad, left=not codec.encoder_decoder)
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=codec.max_output_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=pad,
+            eos_token_id=codec.tokenizer.eos_token_id,
+        )
+        fresh = output if codec.encoder_decoder else output[:, ids.shape[1] :]
+        texts = codec.tokenizer.batch_decode(fresh, skip_special_tokens=True)
+        for place, text in zip(places, texts, strict=True):
+            answers[place] = text.strip()
+        if advance is not None:
+            advance(len(places))
+    model.train(was_training)
+    return answers
+
+
+def evaluate(
+    model: Any,
+    codec: Codec,
+    rows: Sequence[Row],
+    metric: str,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Answer and score each row; arguments as :func:`generate`, `metric` of :data:`aimmerging.core.metrics.METRICS`."""
+    answers = generate(model, codec, rows, batch_size, advance)
+    references = [row.output for row in rows]
+    scores = metrics.score(metric, answers, references)
+    return [
+        Prediction(row.id, answer, row.output, score) for row, answer, score in zip(rows, answers, scores, strict=True)
+    ]
+
+
+def points(predictions: Sequence[Prediction]) -> float:
+    """Mean score in points, 0..100."""
+    return 100 * sum(prediction.score for prediction in predictions) / len(predictions)
+
+
+def _pad(prompts: Sequence[list[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask [rows, longest]; decoder-only models continue at the right end, so they are padded on the left."""
+    width = max(len(prompt) for prompt in prompts)
+    ids, mask = [], []
+    for prompt in prompts:
+        gap = width - len(prompt)
+        ids.append([pad] * gap + prompt if left else prompt + [pad] * gap)
+        mask.append([0] * gap + [1] * len(prompt) if left else [1] * len(prompt) + [0] * gap)
+    return torch.tensor(ids), torch.tensor(mask)

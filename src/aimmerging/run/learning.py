@@ -1,0 +1,266 @@
+"""One task: train on it with a method, then remember a few of its rows."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+
+from aimmerging.config import RunConfig
+from aimmerging.core import memory
+from aimmerging.data.tasks import Row, Task, hash_rows
+from aimmerging.errors import ConfigError
+from aimmerging.methods import Method
+from aimmerging.run.checkpoints import LEARNED, Checkpointing, Working
+from aimmerging.store import run_directory
+from aimmerging.store.tensor_tree import to_device
+from aimmerging.training import resume
+from aimmerging.training.costs import Costs
+from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
+from aimmerging.training.encoding import Collator, Feature, Truncation
+from aimmerging.training.models import LoadedModel, adapter_state, carry, set_adapter_state
+from aimmerging.training.session import RehearsalSettings, Session
+from aimmerging.training.trainer import ContinualTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class PastMemory:
+    """What is left of past tasks, by task in the order learned."""
+
+    features: Mapping[str, Sequence[Feature]]
+    answers: Mapping[str, Sequence[AnswerLogits]]
+
+
+NOTHING = PastMemory({}, {})
+
+
+class Trained(NamedTuple):
+    """What learning a task left behind besides the adapter and the method's state.
+
+    Attributes:
+        costs: what it took.
+        events: records for signals.jsonl.
+        truncation: rows that were cut.
+        evaluated: the adapter to score and keep, by PEFT's names, where it is not the one that was trained.
+    """
+
+    costs: Costs
+    events: list[dict[str, Any]]
+    truncation: Truncation
+    evaluated: "dict[str, torch.Tensor] | None"
+
+
+def updates(config: RunConfig, rows: int) -> int:
+    """Optimizer steps that `rows` training rows take."""
+    return math.ceil(math.ceil(rows / config.training.batch_size) * config.training.epochs)
+
+
+def recall(stages: Sequence[run_directory.Stage], loaded: LoadedModel) -> PastMemory:
+    """Read the memory of committed stages; a dropped one is empty."""
+    features: dict[str, Sequence[Feature]] = {}
+    answers: dict[str, Sequence[AnswerLogits]] = {}
+    for stage in stages:
+        folder, name = stage.path / "memory", stage.tasks[0]
+        if not run_directory.has_memory(stage):
+            continue
+        features[name] = loaded.codec.examples(run_directory.read_rows(folder / "rows.jsonl"))
+        if (folder / "logits.safetensors").exists():
+            answers[name] = load_logits(folder / "logits.safetensors")
+    return PastMemory(features, answers)
+
+
+def train(
+    config: RunConfig,
+    loaded: LoadedModel,
+    method: Method,
+    rows: Sequence[Row],
+    past: PastMemory,
+    carried: dict[str, Any] | None,
+    *,
+    index: int,
+    working: Working,
+    step_done: Callable[[Session], None],
+) -> Trained:
+    """Learn `rows` with the adapter as it is in the model, or go on from what is kept of an earlier attempt.
+
+    Args:
+        config: of the run.
+        loaded: model whose adapter is trained in place.
+        method: its hooks are called around the training.
+        rows: the task's training rows.
+        past: memory of earlier tasks.
+        carried: the method's state after the last task, None before the first.
+        index: of the task in the stream, from 1; every task has a data order of its own, the same for every method.
+        working: where checkpoints are kept.
+        step_done: called after each optimizer step.
+
+    Raises:
+        Stopped: a signal asked for it.
+        NumberError: the training came to NaN or infinity.
+    """
+    kept = working.read(LEARNED)
+    if kept is not None:
+        return _taken_back(loaded, method, kept)
+    count = Truncation()
+    features = loaded.codec.examples(rows, count)
+    set_seed(config.seed + index)
+    with TemporaryDirectory() as scratch:
+        arguments = training_arguments(config, Path(scratch), config.seed + index)
+        loaded.model.train()
+        trainer = ContinualTrainer(
+            model=loaded.model,
+            args=arguments,
+            train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
+            data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
+            method=method,
+            memory=past.features if method.rehearses else {},
+            answers=past.answers if method.rehearses else {},
+            rehearsal=rehearsal_settings(config),
+        )
+        trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
+        trainer.add_callback(Checkpointing(trainer, working))
+        trainer.add_callback(_StepDone(trainer.session, step_done))
+        if carried is not None:
+            method.restore(to_device(carried, arguments.device))
+        checkpoint = working.newest()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        session = trainer.session
+        trained = Trained(session.costs, session.events, count, method.evaluation_adapter(session))
+        if trainer.accelerator.is_main_process:
+            _keep(working, loaded, method, trained)
+    return trained
+
+
+def _keep(working: Working, loaded: LoadedModel, method: Method, trained: Trained) -> None:
+    """Commit the end of the training, so that a kill while it is scored does not repeat it."""
+    tree = {
+        "trained": adapter_state(loaded.model),
+        "carried": resume.carried(loaded.model),
+        "evaluated": trained.evaluated,
+        "method": method.state(),
+        "costs": trained.costs.to_json(),
+        "events": trained.events,
+        "truncation": asdict(trained.truncation),
+    }
+    working.write(LEARNED, tree)
+
+
+def _taken_back(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> Trained:
+    """The end of a training as :func:`_keep` left it."""
+    tree = to_device(tree, loaded.model.device)
+    set_adapter_state(loaded.model, tree["trained"])
+    if tree["carried"] is not None:
+        carry(loaded.model, tree["carried"])
+    method.restore(tree["method"])
+    return Trained(Costs(**tree["costs"]), tree["events"], Truncation(**tree["truncation"]), tree["evaluated"])
+
+
+def training_arguments(config: RunConfig, folder: Path, seed: int) -> TrainingArguments:
+    """The configuration in transformers' words.
+
+    Raises:
+        ConfigError: the batch cannot be shared evenly among the processes.
+    """
+    training = config.training
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=min(training.micro_batch_size, training.batch_size),
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        warmup_steps=training.warmup_steps,
+        lr_scheduler_type=training.schedule,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        activation_checkpointing=training.activation_checkpointing,
+        bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
+        use_cpu=training.device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    together = arguments.per_device_train_batch_size * arguments.world_size
+    if training.batch_size % together:
+        raise ConfigError(
+            f"training.batch_size is {training.batch_size}; {arguments.world_size} processes with "
+            f"{arguments.per_device_train_batch_size} rows each need a multiple of {together}"
+        )
+    arguments.gradient_accumulation_steps = training.batch_size // together
+    return arguments
+
+
+def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
+    """The parts of the configuration that a session reads."""
+    size = config.rehearsal.batch_size or config.training.batch_size
+    distillation = config.rehearsal.distillation
+    return RehearsalSettings(
+        batch_size=size,
+        micro_batch_size=config.training.micro_batch_size,
+        optimizer=config.rehearsal.optimizer,
+        distillation_weight=distillation.weight if distillation else 0.0,
+        distillation_temperature=distillation.temperature if distillation else 1.0,
+        probe_rows=config.probe.rows,
+        probe_fixed=config.probe.fixed,
+        seed=config.seed,
+        on_nonfinite=config.training.on_nonfinite,
+    )
+
+
+def remember(config: RunConfig, loaded: LoadedModel, task: Task, folder: Path) -> dict[str, int]:
+    """Choose what is kept of a task and write it to `folder`, with the current model's answer logits if asked for.
+
+    Returns:
+        how many rows are kept and how many were allowed.
+    """
+    rows, ratio, policy = task.train, config.memory.ratio, config.memory.policy
+    examples = [memory.Example(row.input, row.output) for row in rows]
+    kept = [rows[place] for place in memory.select(examples, policy, ratio, config.seed)]
+    with run_directory.writing(folder):
+        folder.mkdir()
+    run_directory.write_rows(folder / "rows.jsonl", kept)
+    if config.memory.stored_logits and kept:
+        logits = _stored_logits(config, loaded, kept)
+        with run_directory.writing(folder):
+            save_logits(folder / "logits.safetensors", logits)
+    record = {"task": task.name, "policy": policy, "ratio": ratio, "train_rows": len(rows), "rows": len(kept)}
+    run_directory.write_json(
+        folder / "memory.json", {"schema_version": run_directory.SCHEMA_VERSION, **record, "sha256": hash_rows(kept)}
+    )
+    return {"rows": len(kept), "limit": memory.limit(ratio, len(rows))}
+
+
+@torch.no_grad()
+def _stored_logits(config: RunConfig, loaded: LoadedModel, rows: Sequence[Row]) -> list[AnswerLogits]:
+    """Answer-token logits of the model as it is now, in eval mode."""
+    model, codec = loaded.model, loaded.codec
+    model.eval()
+    collate, size = Collator(codec.tokenizer.pad_token_id), config.training.micro_batch_size
+    stored: list[AnswerLogits] = []
+    for start in range(0, len(rows), size):
+        batch = collate(codec.examples(rows[start : start + size]))
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        logits = model(**batch).logits
+        stored += answer_logits(logits, batch["labels"], config.memory.stored_logits, shift=not codec.encoder_decoder)
+    return stored
+
+
+class _StepDone(TrainerCallback):
+    """Tells the progress bar; added after the method's own callback, so it sees the step's merge."""
+
+    def __init__(self, session: Session, done: Callable[[Session], None]) -> None:
+        self.session = session
+        self.done = done
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step is done."""
+        self.done(self.session)

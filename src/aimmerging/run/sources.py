@@ -1,0 +1,47 @@
+"""From a configuration to its tasks and its base model, be they the user's or built in."""
+
+from pathlib import Path
+
+from aimmerging.benchmarks import skills, tiny_base
+from aimmerging.config import ModelConfig, RunConfig, unknown
+from aimmerging.data.loading import load_stream
+from aimmerging.data.tasks import TaskStream
+from aimmerging.errors import ConfigError
+from aimmerging.training.models import BUILT_IN
+from aimmerging.training.progress import Progress
+
+
+def task_stream(config: RunConfig, base: Path) -> TaskStream:
+    """Load and validate the configuration's tasks, built-in ones first, or those that its `order` names.
+
+    Raises:
+        DataError: listing every problem of every task.
+        ConfigError: the order names a task that there is not.
+    """
+    built_in = skills.task_stream(config.seed).tasks if config.benchmark == "skills" else ()
+    own = load_stream(config.tasks, config.seed, base).tasks if config.tasks else ()
+    stream = TaskStream((*built_in, *own))
+    if config.order is None:
+        return stream
+    tasks = {task.name: task for task in stream}
+    for name in config.order:
+        if name not in tasks:
+            raise ConfigError(f"order: {unknown('task', name, stream.names)}")
+    return TaskStream(tuple(tasks[name] for name in config.order))
+
+
+def base_folder(config: ModelConfig, progress: Progress) -> str:
+    """Where transformers finds the base: the name itself, or the folder of the built-in base, trained if need be."""
+    family = BUILT_IN.get(config.name)
+    if family is None:
+        return config.name
+    done = 0
+    with progress.bar("training the tiny base model (once)", 100) as advance:
+
+        def show(step: int, steps: int) -> None:
+            nonlocal done
+            percent = 100 * step // steps
+            advance(percent - done)
+            done = percent
+
+        return str(tiny_base.ensure(family, progress=show))

@@ -1,0 +1,104 @@
+"""Answer-token logits of the model that had just learned a task, kept for rehearsal (DER++'s idea; top-k, float16)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aimmerging.errors import RunDirectoryError
+
+
+class AnswerLogits(NamedTuple):
+    """Top-k logits of one row's answer tokens.
+
+    Attributes:
+        values: [tokens, k] float16.
+        indices: [tokens, k] int32, vocabulary entries.
+    """
+
+    values: Tensor
+    indices: Tensor
+
+
+def answer_logits(logits: Tensor, labels: Tensor, k: int, *, shift: bool) -> list[AnswerLogits]:
+    """Keep the k largest logits of every answer token.
+
+    Args:
+        logits: [rows, length, vocabulary].
+        labels: [rows, length], -100 where there is no answer.
+        k: how many to keep; capped by the vocabulary.
+        shift: True for decoder-only models, see :func:`aimmerging.core.signals.token_losses`.
+
+    Returns:
+        one entry a row, on the CPU.
+    """
+    if shift:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    top = logits.float().topk(min(k, logits.shape[-1]), dim=-1)
+    rows: list[AnswerLogits] = []
+    for values, indices, wanted in zip(top.values, top.indices, labels != -100, strict=True):
+        rows.append(AnswerLogits(values[wanted].half().cpu(), indices[wanted].int().cpu()))
+    return rows
+
+
+def distillation_loss(
+    logits: Tensor, labels: Tensor, stored: Sequence[AnswerLogits], *, shift: bool, temperature: float
+) -> Tensor:
+    """T² · KL(stored ‖ current) at temperature T, summed over answer tokens; the stored top-k is renormalised.
+
+    Args:
+        logits: [rows, length, vocabulary] of the current model.
+        labels: [rows, length], -100 where there is no answer.
+        stored: one entry a row, as many tokens as the row has labels.
+        shift: True for decoder-only models.
+        temperature: T.
+
+    Raises:
+        RunDirectoryError: the stored logits belong to answers of another length, so they are of other rows.
+    """
+    if shift:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    wanted = labels != -100
+    lengths, own = [len(row.values) for row in stored], wanted.sum(dim=1).tolist()
+    if lengths != own:
+        raise RunDirectoryError(
+            f"the memory's stored logits are of answers with {lengths} tokens, its rows have {own}: they were stored "
+            "with another tokenizer or other rows; delete logits.safetensors or learn the task again"
+        )
+    values = torch.cat([row.values for row in stored]).to(logits.device, torch.float32)
+    indices = torch.cat([row.indices for row in stored]).to(logits.device, torch.int64)
+    target = torch.log_softmax(values / temperature, dim=-1)
+    current = torch.log_softmax(logits[wanted].float() / temperature, dim=-1).gather(-1, indices)
+    return temperature**2 * (target.exp() * (target - current)).sum()
+
+
+def save_logits(path: Path, rows: Sequence[AnswerLogits]) -> None:
+    """Write the rows as one safetensors file: `values`, `indices` and `lengths`, tokens of a row."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        "values": torch.cat([row.values for row in rows]),
+        "indices": torch.cat([row.indices for row in rows]),
+        "lengths": torch.tensor([len(row.values) for row in rows], dtype=torch.int32),
+    }
+    save_file(tensors, path, metadata={"schema_version": "1"})
+
+
+def load_logits(path: Path) -> list[AnswerLogits]:
+    """Read what :func:`save_logits` wrote.
+
+    Raises:
+        RunDirectoryError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+        lengths = tensors["lengths"].tolist()
+        values, indices = tensors["values"].split(lengths), tensors["indices"].split(lengths)
+    except (SafetensorError, KeyError, OSError, RuntimeError) as error:
+        raise RunDirectoryError(f"{path} is damaged: {error}") from None
+    return [AnswerLogits(*pair) for pair in zip(values, indices, strict=True)]
