@@ -181,7 +181,7 @@ def test_a_signal_saves_and_says_so(files, tiny_t5, tmp_path, monkeypatch, kind,
 
 def test_a_second_signal_ends_at_once():
     code = (
-        "import os, signal, time\nfrom aimmerging import stopping\n"
+        "import os, signal, time\nfrom aimmerging.training import stopping\n"
         "with stopping.gracefully():\n    os.kill(os.getpid(), signal.SIGTERM)\n    assert stopping.asked()\n"
         "    print('noted', flush=True)\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(30)\n"
     )
