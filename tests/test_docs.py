@@ -64,7 +64,10 @@ def test_every_public_name_can_be_imported():
 
 @pytest.mark.parametrize("module", CORE)
 def test_core_needs_neither_transformers_nor_peft(module):
-    code = f"import sys, aimmerging.core.{module}; print([name for name in ('transformers', 'peft') if name in sys.modules])"
+    code = (
+        f"import sys, aimmerging.core.{module};"
+        "print([name for name in ('transformers', 'peft') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
