@@ -10,7 +10,7 @@ BAR = 95.0
 
 def main() -> None:
     files = json.loads(Path(sys.argv[1]).read_text())["files"]
-    percent = {name: files[f"src/aimmerging/{name}.py"]["summary"]["percent_covered"] for name in CORE}
+    percent = {name: files[f"src/aimmerging/core/{name}.py"]["summary"]["percent_covered"] for name in CORE}
     for name, value in percent.items():
         print(f"{name:12s} {value:5.1f} %")
     low = [name for name, value in percent.items() if value < BAR]
