@@ -7,7 +7,7 @@ from short_runs import settings
 from aimmerging.config import resolve
 from aimmerging.core.metrics import score
 from aimmerging.data.tasks import Row
-from aimmerging.run.generation import Prediction, _pad, evaluate, generate, points
+from aimmerging.run.generation import Prediction, _pad, evaluate, generate, generation_config, points
 from aimmerging.training.models import load_model
 
 INPUTS = [
@@ -134,3 +134,48 @@ def test_points():
 def test_padding(left, ids, mask):
     found = _pad([[5], [6, 7, 8]], 0, left=left)
     assert [tensor.tolist() for tensor in found] == [ids, mask]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(3, 40))},
+        {"begin_suppress_tokens": list(range(3, 40))},
+        {"min_new_tokens": 6},
+        {"min_length": 40},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"bad_words_ids": [[number] for number in range(3, 40)]},
+        {"do_sample": True, "temperature": 5.0, "top_k": 0},
+        {"num_beams": 3, "length_penalty": 4.0},
+        {"forced_eos_token_id": 5},
+        {"forced_bos_token_id": 7},
+        {"max_time": 0.0},
+        {"guidance_scale": 3.0},
+    ],
+    ids=lambda named: next(iter(named)),
+)
+def test_what_a_base_asks_for_besides_its_ends_does_not_leak_into_answers(loaded, named):
+    plain, configuration = answers(loaded), loaded.model.generation_config
+    for key, value in named.items():
+        setattr(configuration, key, value)
+    torch.manual_seed(5)
+    assert answers(loaded) == plain
+    assert loaded.model.generation_config is configuration  # the base's own is handed out again
+
+
+def test_every_end_that_a_base_names_ends_an_answer(loaded, monkeypatch):
+    made, inner = [], loaded.model.generate
+    monkeypatch.setattr(loaded.model, "generate", lambda **given: made.append(inner(**given)) or made[-1])
+    answers(loaded, ROWS[:1])
+    fresh = made[-1][0, 1 if loaded.codec.encoder_decoder else len(loaded.codec.prompt(ROWS[0])) :].tolist()
+    end = fresh[1]  # named as an end beside the tokenizer's own
+    loaded.model.generation_config.eos_token_id = end
+    answers(loaded, ROWS[:1])
+    assert len(fresh) > 2
+    assert made[-1][0].tolist()[-fresh.index(end) - 1 :] == fresh[: fresh.index(end) + 1]
+    assert set(generation_config(loaded.model.generation_config, loaded.codec).eos_token_id) == {
+        end,
+        loaded.codec.tokenizer.eos_token_id,
+    }

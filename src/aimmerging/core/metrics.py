@@ -7,6 +7,7 @@ task j, column 0 is before any training, None was not evaluated. Tasks count fro
 import functools
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -87,12 +88,15 @@ def _max_known(values: Sequence[float | None]) -> float | None:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1 where the texts agree after stripping and lower-casing, else 0 (the benchmarks' accuracy)."""
-    return float(prediction.strip().lower() == reference.strip().lower())
+    """1 where the texts agree, NFC-normalised, stripped and lower-cased, else 0 (the benchmarks' accuracy)."""
+    return float(_normal(prediction).strip().lower() == _normal(reference).strip().lower())
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """F1 of the bags of words, lower-cased, without punctuation and articles (the SQuAD measure)."""
+    """F1 of the bags of words, lower-cased, without punctuation and English articles (the SQuAD measure).
+
+    Scripts that put no spaces between words count by character; texts are NFC-normalised first.
+    """
     predicted, wanted = _words(prediction), _words(reference)
     if not predicted or not wanted:
         return float(predicted == wanted)
@@ -103,19 +107,74 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _words(text: str) -> list[str]:
-    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
-
-
 def rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L F-measure with Porter stemming, from the rouge_score package.
+    """ROUGE-L F-measure from the rouge_score package, over Unicode words (:func:`unicode_words`).
 
-    Equal texts score 1 also where the package finds no Latin word in them (a bare symbol, another script).
+    English words are stemmed (Porter) as rouge_score does it, and score as with its own tokenizer. Equal texts score 1
+    also where there is no word in them (a bare symbol).
     """
-    if prediction.strip() == reference.strip():
+    if _normal(prediction).strip() == _normal(reference).strip():
         return 1.0
     return float(_rouge().score(reference, prediction)["rougeL"].fmeasure)
+
+
+def unicode_words(text: str) -> list[str]:
+    """Lower-cased words of any language: runs of letters, marks and digits.
+
+    Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one word a character.
+    """
+    return _word_pattern().findall(_normal(text).lower())
+
+
+def _normal(text: str) -> str:
+    """One spelling of each character: é may be stored as one code point or as e and an accent (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+
+
+@functools.cache
+def _word_pattern() -> Any:
+    import regex
+
+    return regex.compile(rf"(?![\p{{P}}\p{{S}}\p{{Z}}]){_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])+")
+
+
+def _words(text: str) -> list[str]:
+    bare = "".join(
+        sign
+        for sign in _normal(text).lower()
+        if sign not in string.punctuation and unicodedata.category(sign)[0] != "P"
+    )
+    spaced = _unspaced_pattern().sub(r" \g<0> ", bare)
+    return re.sub(r"\b(a|an|the)\b", " ", spaced).split()
+
+
+@functools.cache
+def _unspaced_pattern() -> Any:
+    import regex
+
+    return regex.compile(rf"{_UNSPACED}\p{{M}}*")
+
+
+class _UnicodeTokenizer:
+    """What rouge_score calls a tokenizer: :func:`unicode_words`, the English ones stemmed as its own does it."""
+
+    def __init__(self) -> None:
+        from nltk.stem import porter  # pyright: ignore[reportMissingTypeStubs]
+
+        self.stemmer: Any = porter.PorterStemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        """Words of a text; rouge_score leaves words of up to three letters as they are."""
+        return [
+            self.stemmer.stem(word) if word.isascii() and len(word) > _UNSTEMMED else word
+            for word in unicode_words(text)
+        ]
+
+
+_UNSTEMMED = 3
 
 
 @functools.cache
@@ -123,7 +182,7 @@ def _rouge() -> Any:
     """The scorer, imported on first use: it pulls in nltk, which would slow the command line's start."""
     from rouge_score.rouge_scorer import RougeScorer  # pyright: ignore[reportMissingTypeStubs]
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_UnicodeTokenizer())
 
 
 _ROW_SCORES: dict[str, Callable[[str, str], float]] = {

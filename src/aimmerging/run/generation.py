@@ -1,10 +1,12 @@
 """Batched greedy generation, sorted by length, and scoring; nothing is kept but one line a row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
@@ -49,27 +51,67 @@ def generate(
     pad = codec.tokenizer.pad_token_id
     was_training = model.training
     model.eval()
-    for start in range(0, len(order), batch_size):
-        stopping.poll()
-        places = order[start : start + batch_size]
-        ids, mask = _pad([prompts[place] for place in places], pad, left=not codec.encoder_decoder)
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=codec.max_output_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=pad,
-            eos_token_id=codec.tokenizer.eos_token_id,
-        )
-        fresh = output if codec.encoder_decoder else output[:, ids.shape[1] :]
-        texts = codec.tokenizer.batch_decode(fresh, skip_special_tokens=True)
-        for place, text in zip(places, texts, strict=True):
-            answers[place] = text.strip()
-        if advance is not None:
-            advance(len(places))
+    with _greedy(model, codec) as tokenizer:
+        for start in range(0, len(order), batch_size):
+            stopping.poll()
+            places = order[start : start + batch_size]
+            ids, mask = _pad([prompts[place] for place in places], pad, left=not codec.encoder_decoder)
+            output = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer
+            )
+            fresh = output if codec.encoder_decoder else output[:, ids.shape[1] :]
+            texts = codec.tokenizer.batch_decode(fresh, skip_special_tokens=True)
+            for place, text in zip(places, texts, strict=True):
+                answers[place] = text.strip()
+            if advance is not None:
+                advance(len(places))
     model.train(was_training)
     return answers
+
+
+def generation_config(base: GenerationConfig, codec: Codec) -> GenerationConfig:
+    """Plain greedy generation, whatever a base's generation_config.json asks for.
+
+    Taken over from the base is only where an answer begins (start tokens) and where it ends (every end-of-sequence
+    token it names beside the tokenizer's own, stop strings). Penalties, sampling, forced and suppressed tokens, bans of
+    n-grams and shortest lengths would change the answers that are scored.
+
+    Args:
+        base: of the base model.
+        codec: of the same model.
+    """
+    named = base.eos_token_id if isinstance(base.eos_token_id, list) else [base.eos_token_id]
+    ends = {codec.tokenizer.eos_token_id, *(end for end in named if end is not None)}
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=codec.max_output_tokens,
+        pad_token_id=codec.tokenizer.pad_token_id,
+        bos_token_id=base.bos_token_id,
+        decoder_start_token_id=base.decoder_start_token_id,
+        eos_token_id=sorted(ends),
+        stop_strings=base.stop_strings,
+    )
+
+
+@contextmanager
+def _greedy(model: Any, codec: Codec) -> Iterator[Any]:
+    """Let the model generate by :func:`generation_config` for a while; yields the tokenizer where stop strings need it.
+
+    The configuration is put into the model itself: transformers fills what a configuration that is passed leaves open
+    from the model's own.
+    """
+    inner: Any = getattr(getattr(model, "base_model", None), "model", None)
+    holders: list[Any] = [model, inner] if getattr(inner, "generation_config", None) is not None else [model]
+    before = [part.generation_config for part in holders]
+    greedy = generation_config(before[0], codec)
+    try:
+        for part in holders:
+            part.generation_config = greedy
+        yield codec.tokenizer if greedy.stop_strings else None
+    finally:
+        for part, config in zip(holders, before, strict=True):
+            part.generation_config = config
 
 
 def evaluate(
