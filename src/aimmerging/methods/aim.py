@@ -45,12 +45,12 @@ class Aim(Method):
         self.trajectory, phase = controller.observe(
             self.controller, self.trajectory, Observation(session.step, loss, session.learning_rate)
         )
-        session.events[-1] |= {
-            "memory_loss": loss,
-            "phase": _LETTER[phase],
-            "threshold": self.trajectory.threshold,
-            "interval": self.trajectory.interval,
-        }
+        session.annotate(
+            memory_loss=loss,
+            phase=_LETTER[phase],
+            threshold=self.trajectory.threshold,
+            interval=self.trajectory.interval,
+        )
         ended = self.controller.merge_at_end and session.is_last_step and session.step > self.trajectory.last_merge
         if ended or controller.merge_due(self.trajectory):
             self._merge(session)

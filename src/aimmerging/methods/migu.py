@@ -73,6 +73,6 @@ class Migu(Method):
     def before_step(self, session: "Session") -> None:
         """Leave the gradients of the top units only."""
         for gradient, own in zip(session.gradients, self.magnitudes, strict=True):
-            total = session.trainer.accelerator.reduce(own, "sum")
+            total = session.reduce(own)
             gradient.mul_(top_units(total, self.share)[:, None])
         self.magnitudes = []

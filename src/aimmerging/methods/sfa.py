@@ -28,6 +28,6 @@ class SFA(Anchored):
 
     def after_step(self, session: "Session") -> None:
         """Average when it is time."""
-        every = max(1, round(self.period * session.trainer.state.max_steps))
+        every = max(1, round(self.period * session.max_steps))
         if self.anchor and (session.step % every == 0 or session.is_last_step):
             self.merge(session, [self.share] * len(self.anchor))

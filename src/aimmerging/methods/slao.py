@@ -105,7 +105,7 @@ class SLAO(Method):
     def _inform(self, session: "Session") -> None:
         """F_old += mean over examples of the squared gradient of B."""
         with session.costs.measure("memory"):
-            count = min(self.examples, len(session.trainer.train_dataset))
+            count = min(self.examples, len(session.task_rows))
             for gradients in session.example_gradients(self.examples):
                 for name, gradient in named(session, gradients).items():
                     if ".lora_B." in name:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -24,8 +25,7 @@ from aimmerging.training.costs import Costs
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
 from aimmerging.training.models import adapter_state, set_adapter_state
 
-_OWN = ""
-"""What the task that is being learned is called in a draw; tasks have names."""
+_OWN = ""  # what the task that is being learned is called in a draw; tasks have names
 
 
 class RehearsalLoss(NamedTuple):
@@ -122,7 +122,17 @@ class Session:
     @property
     def is_last_step(self) -> bool:
         """Whether no step on this task follows."""
-        return self.step >= self.trainer.state.max_steps
+        return self.step >= self.max_steps
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps that this task takes in all."""
+        return self.trainer.state.max_steps
+
+    @property
+    def task_rows(self) -> Sequence[Mapping[str, Any]]:
+        """The tokenised training rows of the task that is being learned."""
+        return self.trainer.train_dataset
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -180,6 +190,14 @@ class Session:
         """Append one line to signals.jsonl."""
         self.events.append(event)
 
+    def annotate(self, **values: Any) -> None:
+        """Add values to the record of the step that was just taken."""
+        self.events[-1] = {**self.events[-1], **values}
+
+    def reduce(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        return self.trainer.accelerator.reduce(value, "sum")
+
     def sum_over_ranks(self, *values: float) -> list[float]:
         """Add each value up over all processes, so that every rank decides from the same number."""
         if self.world == 1:
@@ -236,7 +254,7 @@ class Session:
                     before_update()
                 guard.check_step(self, loss, "rehearsal", self.step)
                 if self.trainer.args.max_grad_norm > 0:
-                    self.trainer._clip_grad_norm(self.trainer.model_wrapped)
+                    self.trainer.accelerator.clip_grad_norm_(self._trainable, self.trainer.args.max_grad_norm)
                 self.trainer.optimizer.step()
                 self.trainer.model_wrapped.zero_grad()
         self.costs.memory_updates += steps
@@ -397,8 +415,8 @@ class Session:
 
     def _prepared(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""
-        batch = self.trainer._prepare_inputs(self.trainer.data_collator(rows))
-        if self._encoder_decoder and "decoder_input_ids" not in batch:
+        batch: Any = send_to_device(self.trainer.data_collator(rows), self.trainer.accelerator.device)
+        if not self.shift and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(batch["labels"])
         return dict(batch)
 
@@ -427,10 +445,6 @@ class Session:
         return int((labels[:, 1:] if self.shift else labels).ne(-100).sum())
 
     @property
-    def _encoder_decoder(self) -> bool:
-        return bool(self.trainer.model.config.is_encoder_decoder)
-
-    @property
     def shift(self) -> bool:
         """Whether logits at position p predict the label at p + 1, as decoder-only models' do."""
-        return not self._encoder_decoder
+        return not self.trainer.model.config.is_encoder_decoder

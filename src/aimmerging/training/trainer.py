@@ -10,17 +10,16 @@ After each optimizer step, when gradients are cleared and the step is counted, t
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
-from aimmerging.errors import ConfigError, ModelError
-from aimmerging.store.tensor_tree import load_state, save_state
-from aimmerging.training import guard, resume
+from aimmerging.errors import ModelError
+from aimmerging.training import guard
 from aimmerging.training.costs import Costs
 from aimmerging.training.distillation import AnswerLogits
+from aimmerging.training.hf_hooks import CheckpointHooks
 from aimmerging.training.method import Method
 from aimmerging.training.session import RehearsalSettings, Session
 
@@ -63,7 +62,7 @@ class _MethodCallback(TrainerCallback):
             costs.peak_memory_bytes = max(costs.peak_memory_bytes, torch.cuda.max_memory_allocated())
 
 
-class ContinualMixin:
+class ContinualMixin(CheckpointHooks):
     """Put in front of Trainer, Seq2SeqTrainer or TRL's SFTTrainer.
 
     Args (besides the trainer's own):
@@ -151,41 +150,6 @@ class ContinualMixin:
         self.method.after_step(session)
         guard.check_weights(session)
         self._callback.settle(session.costs)
-
-    # --- checkpoints within a task: ours in place of the trainer's pickled optimizer and schedule ---------------------
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        trainer: Any = self
-        if trainer.is_fsdp_enabled:  # sharded optimizers are the trainer's business; such a checkpoint is not resumed
-            super()._save_optimizer_and_scheduler(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
-            return
-        tree = resume.capture(self)
-        if trainer.args.should_save:
-            save_state(Path(output_dir) / resume.FOLDER, tree)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint) / resume.FOLDER
-        if not folder.is_dir():
-            raise ConfigError(
-                f"{resume_from_checkpoint} does not hold the state of a continual method; start the task anew without "
-                "resume_from_checkpoint (checkpoints of FSDP and of other trainers are not resumed)"
-            )
-        self._resumed = load_state(folder)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            resume.restore(self, self._resumed)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            rank: int = self.accelerator.process_index  # pyright: ignore[reportAttributeAccessIssue]
-            resume.set_random_states(self._resumed["random"][rank])
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As the trainer's, which would take one step too many after a checkpoint of the very last step."""
-        trainer: Any = self
-        if trainer.state.global_step < trainer.state.max_steps:
-            super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ContinualTrainer(ContinualMixin, Trainer):

@@ -1,0 +1,88 @@
+"""What we take from transformers that it keeps private, all of it, and what would go wrong silently without each.
+
+The Trainer offers no public place to say what a checkpoint holds or how it is taken up again, so five methods with an
+underscore are overridden here. Nothing else in the package names a private part of transformers or accelerate.
+
+| method | why | without it |
+|---|---|---|
+| `_save_optimizer_and_scheduler` | the method's and the session's state belong to a checkpoint | they start anew |
+| `_load_from_checkpoint` | the adapter lies in our state, and nothing is unpickled | weights of the base, or a pickle |
+| `_load_optimizer_and_scheduler` | the moments come from our state | moments of zero: another trajectory |
+| `_load_rng_state` | the random states of every process come from our state | another order of dropout masks |
+| `_run_epoch` | a checkpoint of the very last step is complete | one step more than was asked for |
+"""
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import Trainer
+
+from aimmerging.errors import ConfigError
+from aimmerging.store.tensor_tree import load_state, save_state
+from aimmerging.training import resume
+
+HOOKS = (
+    "_save_optimizer_and_scheduler",
+    "_load_from_checkpoint",
+    "_load_optimizer_and_scheduler",
+    "_load_rng_state",
+    "_run_epoch",
+)
+"""Methods of the Trainer that :class:`CheckpointHooks` overrides."""
+
+
+def check_hooks(trainer: type) -> None:
+    """Stop where a release of transformers has lost a method that we override: it would never be called again.
+
+    Raises:
+        ImportError: names the release and the methods.
+    """
+    gone = [name for name in HOOKS if not callable(getattr(trainer, name, None))]
+    if gone:
+        raise ImportError(
+            f"transformers {transformers.__version__} has no {', '.join(gone)} in its Trainer, so checkpoints within a "
+            "task would be written and read without the method's state; install the release that constraints.txt names"
+        )
+
+
+check_hooks(Trainer)
+
+
+class CheckpointHooks:
+    """The overrides; in front of a Trainer, behind :class:`aimmerging.training.trainer.ContinualMixin`."""
+
+    _resumed: dict[str, Any]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        trainer: Any = self
+        if trainer.is_fsdp_enabled:  # sharded optimizers are the trainer's business; such a checkpoint is not resumed
+            super()._save_optimizer_and_scheduler(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        tree = resume.capture(self)
+        if trainer.args.should_save:
+            save_state(Path(output_dir) / resume.FOLDER, tree)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint) / resume.FOLDER
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{resume_from_checkpoint} does not hold the state of a continual method; start the task anew without "
+                "resume_from_checkpoint (checkpoints of FSDP and of other trainers are not resumed)"
+            )
+        self._resumed = load_state(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            resume.restore(self, self._resumed)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            rank: int = self.accelerator.process_index  # pyright: ignore[reportAttributeAccessIssue]
+            resume.set_random_states(self._resumed["random"][rank])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As the trainer's, which would take one step too many after a checkpoint of the very last step."""
+        trainer: Any = self
+        if trainer.state.global_step < trainer.state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
