@@ -5,10 +5,11 @@ is a set of values beneath the user's own, and a protocol (:mod:`aimmerging.prot
 puts them together, so the saved config.yaml names every value.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -113,6 +114,27 @@ class RehearsalConfig(Section):
         "and the moments are cleared after every merge",
     )
     distillation: Distillation | None = Field(default=None, description="needs memory.stored_logits")
+    placement: Literal["interval", "step"] = Field(
+        default="interval",
+        description="interval: in steps of their own, when the method says so, as published. step: a few memory rows "
+        "inside every task step, g = g_task + weight · g_memory; the five fields below are read with it alone, and "
+        "controller.rehearsal_steps and rehearsal.batch_size are not",
+    )
+    share: float = Field(
+        default=0.25, gt=0, le=1, description="memory rows a step, for each row of training.batch_size; a share under "
+        "one row a step learns one every few steps"
+    )  # fmt: skip
+    budget: Literal["extra", "within"] = Field(
+        default="extra",
+        description="extra: memory rows on top of training.batch_size task rows. within: they take the places of task "
+        "rows, so that the run learns as many rows, in as many steps, as without rehearsal, and fewer of them of the "
+        "task",
+    )
+    weight: Annotated[float, Field(gt=0)] | Literal["norm_ratio"] = Field(
+        default=1.0, description="of the memory's gradient; norm_ratio: the norm of the task's gradient over its own"
+    )
+    weight_bound: float = Field(default=4.0, gt=0, description="the most that norm_ratio may come to")
+    weight_every: int = Field(default=8, ge=1, description="steps from one measurement of norm_ratio to the next")
 
 
 class ProbeConfig(Section):
@@ -266,10 +288,42 @@ def _check_together(config: RunConfig) -> None:
             "rehearsal.distillation needs the logits of past models: set memory.stored_logits above 0, or "
             "rehearsal.distillation to null"
         )
+    problems += _placement_problems(config)
     if not config.tasks and not config.benchmark:
         problems.append("there is nothing to learn; give `tasks`, a list of at least one, or `benchmark: skills`")
     if problems:
         raise ConfigError(listing(problems))
+
+
+def _placement_problems(config: RunConfig) -> list[str]:
+    """Values of `rehearsal` that the placement would ignore, or that leave a batch without a task row."""
+    rehearsal, training = config.rehearsal, config.training
+    if rehearsal.placement == "interval":
+        return [
+            f"rehearsal.{name} is {getattr(rehearsal, name)}, which rehearsal.placement: interval does not read; set "
+            f"rehearsal.placement to step, or leave rehearsal.{name} at {RehearsalConfig.model_fields[name].default}"
+            for name in ("share", "budget", "weight", "weight_bound", "weight_every")
+            if getattr(rehearsal, name) != RehearsalConfig.model_fields[name].default
+        ]
+    problems: list[str] = []
+    if rehearsal.batch_size is not None:
+        problems.append(
+            "rehearsal.batch_size is of rehearsal steps, and rehearsal.placement: step has none; set rehearsal.share, "
+            "and rehearsal.batch_size to null"
+        )
+    if rehearsal.optimizer == "separate":
+        problems.append(
+            "rehearsal.optimizer is separate, but with rehearsal.placement: step task and memory share every step; set "
+            "it to shared or reset"
+        )
+    rows = min(training.micro_batch_size, training.batch_size)
+    parts = math.ceil(training.batch_size / rows)
+    if rehearsal.budget == "within" and math.ceil(math.ceil(rehearsal.share * training.batch_size) / parts) >= rows:
+        problems.append(
+            f"rehearsal.share {rehearsal.share} leaves no task row in micro-batches of {rows} rows with "
+            "rehearsal.budget: within; lower the share or raise training.micro_batch_size"
+        )
+    return problems
 
 
 def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

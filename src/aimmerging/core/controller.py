@@ -12,12 +12,12 @@ one :func:`observe`; when it says so, :func:`decide` makes a :class:`Decision`::
 S interval, M rehearsal steps, Λ learning signal, h memory loss, δ forgetting threshold, g optimizer step.
 """
 
-import itertools
 import math
 import statistics
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from aimmerging.core.interval_rules import INTERVAL_RULES, IntervalChange
 from aimmerging.errors import ConfigError, SignalError
 
 Phase = Literal["collect", "threshold", "quiet", "hit", "forced"]
@@ -53,6 +53,9 @@ class ControllerConfig:
             spends the same rehearsal at any merge times and compares with plain replay at equal compute.
         weights: (w_in, w_out) or None for the published table over S and hits. Constant weights are ours: the table's
             cases differ by ±.1 only. .75 pulls back half as far as .5, so short intervals cost less of what is new.
+            `search`: ours, both are the α of `candidates` with the least loss at the merge.
+        candidates: α that `search` tries, at most 5; 1, which leaves the adapter as it is, is always among them.
+        search_rows: rows of each past task's memory, and of the task itself, that `search` looks at.
         merge_at_end: merge at a task's last step what was learned since the last merge. Ours: the released code leaves
             up to twice S steps unmerged; merging them makes the rehearsal of a task exactly R times its steps.
         probe_every: task steps between two probes of the memory loss. 1 in the paper; a fixed probe set needs fewer.
@@ -76,7 +79,9 @@ class ControllerConfig:
     signal_steps: Literal["planned", "elapsed"] = "planned"
     signal_per_learning_rate: bool = False
     rehearsal_rule: Literal["planned", "elapsed"] = "planned"
-    weights: tuple[float, float] | None = None
+    weights: tuple[float, float] | Literal["search"] | None = None
+    candidates: tuple[float, ...] = (1.0, 0.85, 0.7, 0.55)
+    search_rows: int = 16
     merge_at_end: bool = False
     probe_every: int = 1
     trend_window: int = 4
@@ -96,6 +101,7 @@ class ControllerConfig:
                 ("max_interval", self.max_interval, 1),
                 ("cold_start", self.cold_start, 0),
                 ("probe_every", self.probe_every, 1),
+                ("search_rows", self.search_rows, 1),
                 ("trend_window", self.trend_window, 2),
                 ("shrink", self.shrink, 1),
                 ("growth", self.growth, 1),
@@ -107,7 +113,11 @@ class ControllerConfig:
         ]
         if self.smoothing >= 1:
             problems.append(f"smoothing is {self.smoothing}; it must be under 1")
-        for name, values in (("threshold_factor", [self.threshold_factor]), ("weights", self.weights or ())):
+        if not 1 <= len(self.candidates) <= 5 or 1 not in self.candidates:
+            problems.append(f"candidates are {list(self.candidates)}; give 1 and up to four other weights")
+        weights = () if self.weights is None or self.weights == "search" else self.weights
+        numbers = {"threshold_factor": (self.threshold_factor,), "weights": weights, "candidates": self.candidates}
+        for name, values in numbers.items():
             problems += [f"{name} holds {value}; it must be finite" for value in values if not math.isfinite(value)]
         if problems:
             raise ConfigError("; ".join(problems))
@@ -247,13 +257,6 @@ class Decision:
         return asdict(self)
 
 
-class IntervalChange(NamedTuple):
-    """The next interval, and the factor that led to it (None: left alone)."""
-
-    interval: int
-    factor: float | None
-
-
 def initial_state(config: ControllerConfig) -> ControllerState:
     """Return the state at a task's start: the first merge is planned after one interval."""
     return ControllerState(config.interval, config.rehearsal_steps, planned_step=config.interval)
@@ -312,7 +315,10 @@ def decide(config: ControllerConfig, state: ControllerState, change_total: float
     signal = _learning_signal(config, state, change_total, elapsed)
     interval, factor = _next_interval(config, state, signal)
     ratio = config.rehearsal_ratio
-    weight_in, weight_out = config.weights or _published_weights(state)
+    if config.weights == "search":
+        weight_in = weight_out = 1.0  # the method puts what it has measured in their place
+    else:
+        weight_in, weight_out = config.weights or _published_weights(state)
     due = int(state.step * ratio) - int(state.last_merge * ratio)
     decision = Decision(
         step=state.step,
@@ -377,7 +383,7 @@ def _next_interval(config: ControllerConfig, state: ControllerState, signal: flo
     if not config.adaptive or len(state.signals) <= config.cold_start:
         return IntervalChange(state.interval, None)
     try:
-        return _INTERVAL_RULES[config.interval_rule](config, state, signal)
+        return INTERVAL_RULES[config.interval_rule](config, state, signal)
     except (ZeroDivisionError, ValueError, OverflowError) as error:
         raise SignalError(
             f"the learning signal at step {state.step} (merge {len(state.signals) + 1}) is {signal} after "
@@ -391,51 +397,6 @@ def _published_weights(state: ControllerState) -> tuple[float, float]:
     if state.hits > 1:
         return (0.5, 0.5) if state.interval <= 70 else (0.4, 0.6)
     return (0.6, 0.4) if state.interval <= 70 else (0.5, 0.5)
-
-
-def _ratio_rule(config: ControllerConfig, state: ControllerState, signal: float) -> IntervalChange:
-    """The released code's rule; its bounds are one-sided and its growth is never below 1.5."""
-    previous, interval = state.signals[-1], state.interval
-    if signal >= previous:
-        factor = signal / previous
-        interval = max(config.min_interval, int(interval / factor))
-        return IntervalChange(int(interval / 2) if interval >= 64 else interval, factor)
-    factor = previous / signal + (1 if interval < 64 else 0.5)
-    return IntervalChange(min(config.max_interval, int(interval * factor)), factor)
-
-
-def _trend_rule(config: ControllerConfig, state: ControllerState, signal: float) -> IntervalChange:
-    """The paper's rule: mostly rising signals shrink S, mostly falling ones let it grow."""
-    window = (*state.signals, signal)[-config.trend_window :]
-    moves = [later > earlier for earlier, later in itertools.pairwise(window) if later != earlier]
-    rising = sum(moves) / len(moves) if moves else 0.5
-    if rising > 0.5 + config.slack:
-        return IntervalChange(max(config.min_interval, int(state.interval / config.shrink)), config.shrink)
-    if rising < 0.5 - config.slack:
-        return IntervalChange(min(config.max_interval, int(state.interval * config.growth)), config.growth)
-    return IntervalChange(state.interval, None)
-
-
-def _smoothed_rule(config: ControllerConfig, state: ControllerState, signal: float) -> IntervalChange:
-    """Our rule: log Λ against the moving average of its past, ignoring moves inside the dead band.
-
-    An adapter that did not move carries no information, so it leaves S alone.
-    """
-    past = [math.log(value) for value in state.signals if value > 0]
-    if signal == 0 or not past:
-        return IntervalChange(state.interval, None)
-    average = past[0]
-    for value in past[1:]:
-        average = config.smoothing * average + (1 - config.smoothing) * value
-    move = math.log(signal) - average
-    if abs(move) <= config.dead_band:
-        return IntervalChange(state.interval, None)
-    factor = math.exp(min(abs(move), math.log(2)))
-    wanted = state.interval / factor if move > 0 else state.interval * factor
-    return IntervalChange(min(config.max_interval, max(config.min_interval, round(wanted))), factor)
-
-
-_INTERVAL_RULES = {"ratio": _ratio_rule, "trend": _trend_rule, "smoothed": _smoothed_rule}
 
 
 def _reason(state: ControllerState) -> str:

@@ -83,21 +83,41 @@ def draw(sizes: Mapping[str, int], batch_size: int, seed: int, number: int) -> l
     Raises:
         ConfigError: no task has a row.
     """
+    return draw_places(sizes, range(number * batch_size, (number + 1) * batch_size), seed)
+
+
+def draw_places(sizes: Mapping[str, int], places: range, seed: int) -> list[MemoryRef]:
+    """Return the rows at `places` of the endless sequence that :func:`draw` cuts into batches.
+
+    Raises:
+        ConfigError: no task has a row.
+    """
     tasks = [task for task, size in sizes.items() if size]
     if not tasks:
         raise ConfigError(
             "the memory holds no row of any task; raise memory.ratio or choose a method without rehearsal"
         )
-    slots = range(number * batch_size, (number + 1) * batch_size)
     orders: dict[tuple[str, int], list[int]] = {}
     batch: list[MemoryRef] = []
-    for slot in slots:
-        turn, task = slot // len(tasks), tasks[slot % len(tasks)]
+    for place in places:
+        turn, task = place // len(tasks), tasks[place % len(tasks)]
         epoch, position = divmod(turn, sizes[task])
         if (task, epoch) not in orders:
             orders[task, epoch] = _permutation(sizes[task], f"{seed}/{task}/{epoch}")
         batch.append(MemoryRef(task, orders[task, epoch][position]))
     return batch
+
+
+def step_places(rows_per_step: float, step: int) -> range:
+    """Places of the sequence of draws that an optimizer step learns: every row in its turn, whatever the share.
+
+    Args:
+        rows_per_step: k ≥ 0; under one, most steps learn none: at 1/2 every second step learns one.
+        step: from 0.
+    """
+    # a product such as 3 · (1/3) may come out just under the whole number that it is
+    first, end = (int(rows_per_step * number + 1e-9) for number in (step, step + 1))
+    return range(first, end)
 
 
 def _permutation(size: int, key: str) -> list[int]:

@@ -47,6 +47,12 @@ def token_losses(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:
     return torch.nn.functional.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none")
 
 
+def row_losses(logits: Tensor, labels: Tensor, *, shift: bool) -> list[Tensor]:
+    """Mean cross-entropy of each row's answer tokens, NaN for a row without; arguments as of :func:`token_losses`."""
+    counts: list[int] = (labels[:, 1:] if shift else labels).ne(-100).sum(1).tolist()  # pyright: ignore[reportUnknownMemberType]
+    return [row.mean() for row in token_losses(logits, labels, shift=shift).split(counts)]
+
+
 @torch.no_grad()
 def total_change(parameters: Sequence[Tensor], anchor: Sequence[Tensor]) -> float:
     """Σ|θ − θ_prev|, the numerator of the learning signal Λ (paper, learning signal).

@@ -30,6 +30,7 @@ from aimmerging.methods.spaced_replay import SpacedReplay
 from aimmerging.methods.tasl import TaSL
 from aimmerging.methods.wise_ft import WiseFT
 from aimmerging.training.method import About, Method
+from aimmerging.training.rehearsal import check_method
 
 METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,
@@ -86,6 +87,7 @@ def build(config: RunConfig) -> Method:
         raise ConfigError(
             f"method {config.method!r} needs the logits of past models; set memory.stored_logits above 0, such as 32"
         )
+    check_method(kind, config.method, config.rehearsal.placement)
     try:
         settings = settings_of(kind).model_validate(config.settings)
     except ValidationError as error:

@@ -26,6 +26,9 @@ class AGem(Method):
     """
 
     rehearses = True
+    not_in_step = (
+        "it takes a memory batch of `rehearsal.batch_size` rows into every step already, by a formula of its own"
+    )
     about = About("A-GEM, arXiv 1812.00420", "memory rows", "2", "g·m ≥ 0 after it, untouched where it was")
 
     def before_step(self, session: "Session") -> None:

@@ -1,14 +1,17 @@
 """AIMMerging: watch the trajectory, then merge what the task and what the rehearsal moved (arXiv 2509.17348)."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from aimmerging.core import controller
-from aimmerging.core.controller import ControllerState, Observation
+from aimmerging.core.controller import ControllerState, Decision, Observation
 from aimmerging.core.fusion import fuse_, snapshot
+from aimmerging.errors import ConfigError
 from aimmerging.training.method import About, Method
+from aimmerging.training.weight_search import best_weight, candidate_losses
 
 if TYPE_CHECKING:
     from aimmerging.training.session import Session
@@ -33,7 +36,19 @@ class Aim(Method):
         self.trajectory = controller.initial_state(self.controller)
 
     def before_task(self, session: "Session") -> None:
-        """θ_prev is the adapter as it came in; the controller starts anew."""
+        """θ_prev is the adapter as it came in; the controller starts anew.
+
+        Raises:
+            ConfigError: rehearsal inside the step, and rows without the loss that forgetting is measured against.
+        """
+        if session.in_step.active:
+            bare = [task for task, rows in session.sizes.items() if rows and not _losses_known(session, task)]
+            if bare:
+                raise ConfigError(
+                    "with rehearsal.placement: step AIMMerging reads forgetting from the loss that is kept beside each "
+                    f"memory row, and rows of {', '.join(bare)} have none; set memory.stored_logits above 0 from the "
+                    "first task on (in Python: pass `answers`), or rehearsal.placement to interval"
+                )
         self.trajectory = controller.initial_state(self.controller)
         self.anchor = snapshot(session.adapter)
 
@@ -41,7 +56,7 @@ class Aim(Method):
         """Probe, observe, and merge when the controller says so."""
         if not session.has_memory:
             return
-        loss = session.probe() if controller.probe_due(self.controller, self.trajectory) else None
+        loss = self._forgetting(session)
         self.trajectory, phase = controller.observe(
             self.controller, self.trajectory, Observation(session.step, loss, session.learning_rate)
         )
@@ -55,6 +70,12 @@ class Aim(Method):
         if ended or controller.merge_due(self.trajectory):
             self._merge(session)
 
+    def _forgetting(self, session: "Session") -> float | None:
+        """h, from a probe, or from the rows that the step has rehearsed anyway; None where there was neither."""
+        if session.in_step.placed:
+            return session.in_step.forgetting()
+        return session.probe() if controller.probe_due(self.controller, self.trajectory) else None
+
     def after_task(self, session: "Session") -> None:
         """The next task starts its own trajectory."""
         self.anchor = []
@@ -66,13 +87,25 @@ class Aim(Method):
             change = session.change_since(self.anchor)
         self.trajectory, decision = controller.decide(self.controller, self.trajectory, change)
         session.rehearse(decision.rehearsal_steps)
+        decision, found = self._measured(session, decision)
         with session.costs.measure("fusion"):
             fuse_(session.adapter, self.anchor, before_rehearsal, decision.weight_in, decision.weight_out)
             self.anchor = snapshot(session.adapter)
             if session.settings.optimizer == "reset":
                 session.reset_moments()
         session.costs.merges += 1
-        session.record({"kind": "merge", **decision.to_json()})
+        session.record({"kind": "merge", **decision.to_json(), **found})
+
+    def _measured(self, session: "Session", decision: Decision) -> tuple[Decision, dict[str, Any]]:
+        """The decision as it is carried out, and what a search has found beside it."""
+        if session.in_step.placed:
+            decision = replace(decision, rehearsal_steps=0)
+        if self.controller.weights != "search":
+            return decision, {}
+        losses = candidate_losses(session, self.anchor, self.controller.candidates, self.controller.search_rows)
+        weight = best_weight(losses)
+        found = {"candidates": [[weight, loss] for weight, loss in losses.items()]}
+        return replace(decision, weight_in=weight, weight_out=weight), found
 
     def state(self) -> dict[str, Any]:
         """The controller's state and θ_prev."""
@@ -82,3 +115,8 @@ class Aim(Method):
         """Take both back."""
         self.trajectory = ControllerState.from_json(state["trajectory"])
         self.anchor = state["anchor"]
+
+
+def _losses_known(session: "Session", task: str) -> bool:
+    kept = session.answers.get(task, ())
+    return len(kept) == session.sizes[task] and all(math.isfinite(row.loss) for row in kept)

@@ -27,6 +27,9 @@ class DerPlusPlus(Method):
     """
 
     rehearses = True
+    not_in_step = (
+        "it takes a memory batch of `rehearsal.batch_size` rows into every step already, by a formula of its own"
+    )
     stored_logits = True
     about = About("DER++, arXiv 2004.07211", "memory rows, their logits", "2", "autograd of the formula")
 

@@ -22,6 +22,7 @@ class FixedReplay(Method):
     """
 
     rehearses = True
+    not_in_step = "it is itself a rule about when to rehearse"
     about = About("fixed-interval replay", "memory rows", "1 + ratio", "hand-computed steps, replay at interval 1")
 
     interval: Annotated[int, Field(ge=1)] = 24

@@ -73,6 +73,7 @@ class Forever(Method):
     """
 
     rehearses = True
+    not_in_step = "it is itself a rule about when to rehearse"
     about = About("FOREVER, arXiv 2601.03938", "memory rows", "1 + ratio", "a slow twin of its event times")
     remembered: ClassVar[tuple[str, ...]] = ("clock", "anchor", "last")
 

@@ -23,6 +23,9 @@ class MixedReplay(Method):
     """
 
     rehearses = True
+    not_in_step = (
+        "it takes a memory batch of `rehearsal.batch_size` rows into every step already, by a formula of its own"
+    )
     about = About("experience replay", "memory rows", "2", "autograd of the averaged loss, plain fine-tuning at ρ = 0")
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.5

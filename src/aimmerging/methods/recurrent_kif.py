@@ -56,6 +56,8 @@ class RecurrentKIF(Method):
     task; both are taken whole, once a step. The paper rehearses M = 4 steps every Q = 8; for equal compute an event
     here takes as many as `rehearsal_ratio` allows by then (M = 4 at a ratio of 1/2) and is left out where that is none;
     the last step is an event too.
+    With `rehearsal.placement: step` there are no rehearsal steps: outer scores come from the memory gradient of every
+    step, and the fusion decides by both which elements keep the move since the last one.
     Under fp16 the scores carry the loss scale; under FSDP a quantile is that of a process's own shard.
 
     Attributes:
@@ -95,12 +97,15 @@ class RecurrentKIF(Method):
         """The task's gradient makes the inner scores."""
         if session.has_memory:
             self.inner = observed(self.inner, session.adapter, session.gradients, self.decay)
+            rehearsed = session.in_step.memory_gradients
+            if rehearsed is not None:
+                self.outer = observed(self.outer, session.adapter, rehearsed, self.decay)
 
     def after_step(self, session: "Session") -> None:
         """Rehearse and fuse every Q steps and at the end."""
         event = session.step % self.interval == 0 or session.is_last_step
         due = self.rehearsal_due(session)
-        if session.has_memory and event and due:
+        if session.has_memory and event and (due or session.in_step.placed):
             self._fuse(session, due)
 
     def after_task(self, session: "Session") -> None:

@@ -31,6 +31,7 @@ class SpacedReplay(Method):
     """
 
     rehearses = True
+    not_in_step = "it is itself a rule about when to rehearse"
     about = About("FOREVER's VBM row, arXiv 2601.03938", "memory rows", "1 + ratio", "hand-computed steps")
 
     day: Annotated[int, Field(ge=1)] = 24

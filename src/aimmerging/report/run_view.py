@@ -45,6 +45,7 @@ class Costs:
     memory_rows: Count = 0
     probe_forwards: Count = 0
     probe_rows: Count = 0
+    search_rows: Count = 0
     merges: Count = 0
     peak_memory_bytes: Count | None = None
 
@@ -64,14 +65,17 @@ class Costs:
         return self.training_seconds / self.task_seconds if self.task_seconds else None
 
     def counted_ratio(self, passes: int) -> float | None:
-        """Return the limit for `measured_ratio` from counted rows: 1 + probe/(passes·task) + memory/task.
+        """Return the limit for `measured_ratio` from counted rows: 1 + forwards/(passes·task) + memory/task.
+
+        Forwards are the rows of probes and of searches for a merge's weights.
 
         Args:
             passes: cost of a training row in forwards, 2 without and 3 with activation checkpointing.
         """
         if not self.task_rows:
             return None
-        return 1 + self.probe_rows / (passes * self.task_rows) + self.memory_rows / self.task_rows
+        forwards = self.probe_rows + self.search_rows
+        return 1 + forwards / (passes * self.task_rows) + self.memory_rows / self.task_rows
 
 
 def total_costs(costs: Iterable[Costs]) -> Costs:

@@ -213,6 +213,12 @@ def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
         probe_fixed=config.probe.fixed,
         seed=config.seed,
         on_nonfinite=config.training.on_nonfinite,
+        placement=config.rehearsal.placement,
+        share=config.rehearsal.share,
+        budget=config.rehearsal.budget,
+        weight=config.rehearsal.weight,
+        weight_bound=config.rehearsal.weight_bound,
+        weight_every=config.rehearsal.weight_every,
     )
 
 

@@ -25,6 +25,7 @@ class Costs:
     memory_rows: int = 0
     probe_forwards: int = 0
     probe_rows: int = 0
+    search_rows: int = 0
     merges: int = 0
     peak_memory_bytes: int = 0
 

@@ -1,5 +1,6 @@
 """Answer-token logits of the model that had just learned a task, kept for rehearsal (DER++'s idea; top-k, float16)."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aimmerging.core.signals import row_losses
 from aimmerging.errors import RunDirectoryError
 
 
@@ -16,10 +18,12 @@ class AnswerLogits(NamedTuple):
     Attributes:
         values: [tokens, k] float16.
         indices: [tokens, k] int32, vocabulary entries.
+        loss: mean cross-entropy of the answer tokens when the row was stored, nats; NaN where it was not kept.
     """
 
     values: Tensor
     indices: Tensor
+    loss: float = math.nan
 
 
 def answer_logits(logits: Tensor, labels: Tensor, k: int, *, shift: bool) -> list[AnswerLogits]:
@@ -34,12 +38,13 @@ def answer_logits(logits: Tensor, labels: Tensor, k: int, *, shift: bool) -> lis
     Returns:
         one entry a row, on the CPU.
     """
+    losses = row_losses(logits, labels, shift=shift)
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     top = logits.float().topk(min(k, logits.shape[-1]), dim=-1)
     rows: list[AnswerLogits] = []
-    for values, indices, wanted in zip(top.values, top.indices, labels != -100, strict=True):
-        rows.append(AnswerLogits(values[wanted].half().cpu(), indices[wanted].int().cpu()))
+    for values, indices, wanted, loss in zip(top.values, top.indices, labels != -100, losses, strict=True):
+        rows.append(AnswerLogits(values[wanted].half().cpu(), indices[wanted].int().cpu(), float(loss)))
     return rows
 
 
@@ -75,19 +80,20 @@ def distillation_loss(
 
 
 def save_logits(path: Path, rows: Sequence[AnswerLogits]) -> None:
-    """Write the rows as one safetensors file: `values`, `indices` and `lengths`, tokens of a row."""
+    """Write the rows as one safetensors file: `values`, `indices`, `lengths`, tokens of a row, and `losses`."""
     from safetensors.torch import save_file
 
     tensors = {
         "values": torch.cat([row.values for row in rows]),
         "indices": torch.cat([row.indices for row in rows]),
         "lengths": torch.tensor([len(row.values) for row in rows], dtype=torch.int32),
+        "losses": torch.tensor([row.loss for row in rows], dtype=torch.float32),
     }
     save_file(tensors, path, metadata={"schema_version": "1"})
 
 
 def load_logits(path: Path) -> list[AnswerLogits]:
-    """Read what :func:`save_logits` wrote.
+    """Read what :func:`save_logits` wrote; files from before have no losses.
 
     Raises:
         RunDirectoryError: the file is damaged.
@@ -98,7 +104,8 @@ def load_logits(path: Path) -> list[AnswerLogits]:
     try:
         tensors = load_file(path)
         lengths = tensors["lengths"].tolist()
+        losses = tensors["losses"].tolist() if "losses" in tensors else [math.nan] * len(lengths)
         values, indices = tensors["values"].split(lengths), tensors["indices"].split(lengths)
     except (SafetensorError, KeyError, OSError, RuntimeError) as error:
         raise RunDirectoryError(f"{path} is damaged: {error}") from None
-    return [AnswerLogits(*pair) for pair in zip(values, indices, strict=True)]
+    return [AnswerLogits(*pair) for pair in zip(values, indices, losses, strict=True)]

@@ -43,6 +43,8 @@ class Method:
         merges: it combines the weights of adapters, so it takes plain LoRA only.
         remembered: names of the attributes that are the method's state: tensors, plain data, lists and dicts of them.
             They survive a task's end and an interruption; what the next task does not need is emptied in after_task.
+        not_in_step: why rehearsal inside the task's steps (`rehearsal.placement: step`) has no meaning with the method;
+            empty where it has one.
         about: for `aimmerging methods`.
     """
 
@@ -55,6 +57,7 @@ class Method:
     joint: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     remembered: ClassVar[tuple[str, ...]] = ()
+    not_in_step: ClassVar[str] = ""
     about: ClassVar[About] = About("yours", "", "", "nothing")
 
     def before_task(self, session: "Session") -> None:
@@ -73,7 +76,11 @@ class Method:
         """
 
     def before_step(self, session: "Session") -> None:
-        """Called before every optimizer step on the task: `session.gradients` are whole and not yet clipped."""
+        """Called before every optimizer step on the task: `session.gradients` are whole and not yet clipped.
+
+        Where the step rehearses (`rehearsal.placement: step`), a class with this hook has the two gradients computed
+        apart: `session.gradients` are the task's, `session.in_step.memory_gradients` the memory's, None without rows.
+        """
 
     def after_step(self, session: "Session") -> None:
         """Called after every optimizer step on the task, gradients cleared."""

@@ -79,11 +79,14 @@ def _session_state(session: Session) -> dict[str, Any]:
     """Everything of a session but what it was made from."""
     own = {str(place): session.own_moments[value] for place, value in _moments(session)}
     plain = {"learning_rate": session.learning_rate, "drawn": session.drawn, "probed": session.probed}
+    plain |= {"rehearsal_weight": session.in_step.weight, "rehearsal_measured": session.in_step.measured}
     return {**plain, "costs": session.costs.to_json(), "events": session.events, "own_moments": own}
 
 
 def _restore_session(session: Session, state: dict[str, Any]) -> None:
     session.learning_rate, session.drawn, session.probed = state["learning_rate"], state["drawn"], state["probed"]
+    if "rehearsal_weight" in state:  # not in checkpoints from before
+        session.in_step.weight, session.in_step.measured = state["rehearsal_weight"], state["rehearsal_measured"]
     session.costs, session.events = Costs(**state["costs"]), state["events"]
     parameters = [value for value in session.model.parameters() if value.requires_grad]
     for place, moments in state["own_moments"].items():

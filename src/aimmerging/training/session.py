@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -22,56 +23,17 @@ from aimmerging.core.signals import TokenLoss, token_losses, total_change
 from aimmerging.errors import ConfigError
 from aimmerging.training import guard, stopping
 from aimmerging.training.costs import Costs
-from aimmerging.training.distillation import AnswerLogits, distillation_loss
+from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.models import adapter_state, set_adapter_state
+from aimmerging.training.rehearsal import (
+    RehearsalLoss,
+    RehearsalSettings,
+    StepRehearsal,
+    check_method,
+    memory_loss,
+)
 
 _OWN = ""  # what the task that is being learned is called in a draw; tasks have names
-
-
-class RehearsalLoss(NamedTuple):
-    """ce · CE + kl · T² · KL(stored ‖ current), the mean over a memory batch's answer tokens.
-
-    Attributes:
-        ce: weight of the cross-entropy.
-        kl: weight of the distillation towards the stored answer logits.
-        temperature: T.
-    """
-
-    ce: float = 1.0
-    kl: float = 0.0
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RehearsalSettings:
-    """How a session probes and rehearses; see :mod:`aimmerging.config` for the reasons behind the fields.
-
-    Attributes:
-        batch_size: memory rows a rehearsal step, over all processes.
-        micro_batch_size: rows on a device at once.
-        optimizer: whose moments rehearsal uses, see RehearsalConfig.
-        distillation_weight: of the KL term; 0 means none.
-        distillation_temperature: T of the KL term.
-        probe_rows: memory rows a probe, over all processes.
-        probe_fixed: the same rows at every probe of the task.
-        seed: of all draws.
-        on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
-    """
-
-    batch_size: int = 32
-    micro_batch_size: int = 8
-    optimizer: Literal["shared", "separate", "reset"] = "shared"
-    distillation_weight: float = 0.0
-    distillation_temperature: float = 2.0
-    probe_rows: int = 16
-    probe_fixed: bool = True
-    seed: int = 0
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-
-    @property
-    def loss(self) -> RehearsalLoss:
-        """Of a rehearsal step, where a method asks for no other."""
-        return RehearsalLoss(1.0, self.distillation_weight, self.distillation_temperature)
 
 
 @dataclass(slots=True)
@@ -89,6 +51,7 @@ class Session:
         drawn: rehearsal batches drawn so far; the next draw's number.
         probed: probes so far.
         own_moments: of the optimizer, by parameter, for `separate` rehearsal.
+        in_step: the rehearsal inside the task's steps, where `rehearsal.placement` puts it there.
     """
 
     trainer: Any
@@ -101,8 +64,12 @@ class Session:
     drawn: int = 0
     probed: int = 0
     own_moments: Any = field(default_factory=lambda: defaultdict(dict))
+    in_step: StepRehearsal = field(init=False)
 
     def __post_init__(self) -> None:
+        self.in_step = StepRehearsal(self)
+        method = type(self.trainer.method)
+        check_method(method, method.__name__, self.settings.placement)
         if self.settings.batch_size % self.world:
             raise ConfigError(
                 f"a rehearsal step has {self.settings.batch_size} rows, which {self.world} processes cannot share "
@@ -113,6 +80,12 @@ class Session:
     def world(self) -> int:
         """Number of processes."""
         return self.trainer.accelerator.num_processes
+
+    @property
+    def batch_size(self) -> int:
+        """Task rows of a whole optimizer step, over all processes and micro-batches."""
+        arguments = self.trainer.args
+        return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * self.world
 
     @property
     def step(self) -> int:
@@ -240,11 +213,15 @@ class Session:
     ) -> None:
         """Take `steps` optimizer steps on memory batches; the task's learning-rate schedule does not advance.
 
+        None are taken where `rehearsal.placement` is `step`: the task's own steps rehearse then.
+
         Args:
             steps: how many.
             penalty: added to the mean rehearsal loss, a scalar of the adapter's weights.
             before_update: called before each of the steps, when `gradients` are whole and not yet clipped.
         """
+        if self.in_step.placed:
+            return
         with self.costs.measure("rehearsal"), self._rehearsal_moments():
             for number in range(steps):
                 if number:
@@ -267,11 +244,22 @@ class Session:
         Args:
             loss: in place of the run's rehearsal loss.
         """
+        return self._gradients_apart(lambda: self._memory_backward(loss or self.settings.loss, None))
+
+    def gradients_apart(self, losses: Sequence[Callable[[Any], Tensor]]) -> list[Tensor]:
+        """Gradients of the sum of `losses`, averaged over processes; those that are there stay.
+
+        Args:
+            losses: functions of the model, at least one, each of a batch that fits the device.
+        """
+        return self._gradients_apart(lambda: self._backward(losses))
+
+    def _gradients_apart(self, backward: Callable[[], object]) -> list[Tensor]:
         with self.costs.measure("rehearsal"):
             parameters = self._trainable
             own = [parameter.grad for parameter in parameters]
             self.trainer.model_wrapped.zero_grad()
-            self._memory_backward(loss or self.settings.loss, None)
+            backward()
             found = self.gradients
             # the tensors themselves, so that a method may hold on to `gradients` over this call
             for parameter, gradient in zip(parameters, own, strict=True):
@@ -351,25 +339,36 @@ class Session:
 
     def _memory_backward(self, weights: RehearsalLoss, penalty: Callable[[], Tensor] | None) -> Tensor:
         """Leave the gradients of the next memory batch's mean loss; returns its terms on this process."""
-        trainer, model = self.trainer, self.trainer.model_wrapped
         refs = self._draw(self.settings.batch_size, self.settings.seed, self.drawn)
         self.drawn += 1
         self.costs.memory_rows += self.settings.batch_size
-        model.train()
+        self.trainer.model_wrapped.train()
         micro_batches = list(self._micro_batches(refs))
         own = sum(self.answer_tokens(batch["labels"]) for batch, _ in micro_batches)
         [tokens] = self.sum_over_ranks(own)
-        losses: list[Tensor] = []
-        for place, (batch, answers) in enumerate(micro_batches):
-            last = place == len(micro_batches) - 1
-            with nullcontext() if last else trainer.accelerator.no_sync(model):
-                # gradients are averaged over processes, so the sum over all tokens needs the factor `world`
-                loss = self._rehearsal_loss(model, batch, answers, weights) * self.world / max(tokens, 1)
-                if last and penalty is not None:
-                    loss = loss + penalty()
-                trainer.accelerator.backward(loss)
-                losses.append(loss.detach())
-        return torch.stack(losses) if losses else torch.zeros(())
+        last = len(micro_batches) - 1
+
+        def loss(place: int, model: Any) -> Tensor:
+            batch, answers = micro_batches[place]
+            labels = batch.pop("labels")
+            value = memory_loss(model(**batch).logits, labels, answers, weights, shift=self.shift)
+            # gradients are averaged over processes, so the sum over all tokens needs the factor `world`
+            value = value * self.world / max(tokens, 1)
+            return value + penalty() if place == last and penalty is not None else value
+
+        return self._backward([partial(loss, place) for place in range(len(micro_batches))])
+
+    def _backward(self, losses: Sequence[Callable[[Any], Tensor]]) -> Tensor:
+        """Add up the gradients of losses; processes exchange them once, with the last. Returns the losses' values."""
+        accelerator, model = self.trainer.accelerator, self.trainer.model_wrapped
+        values: list[Tensor] = []
+        for place, loss in enumerate(losses):
+            with nullcontext() if place == len(losses) - 1 else accelerator.no_sync(model):
+                with self.trainer.compute_loss_context_manager():
+                    value = loss(model)
+                accelerator.backward(value)
+                values.append(value.detach())
+        return torch.stack(values) if values else torch.zeros(())
 
     def _draw(
         self, rows: int, seed: int, number: int, features: Mapping[str, Sequence[Any]] | None = None
@@ -388,30 +387,26 @@ class Session:
         sizes = self.sizes if features is None else {task: len(rows) for task, rows in features.items()}
         return memory.draw(sizes, rows, seed, number)
 
-    def _rehearsal_loss(
-        self, model: Any, batch: dict[str, Tensor], answers: list[AnswerLogits] | None, weights: RehearsalLoss
-    ) -> Tensor:
-        """Summed over the batch's answer tokens; without the KL where a row's stored logits are missing."""
-        labels = batch.pop("labels")
-        with self.trainer.compute_loss_context_manager():
-            logits = model(**batch).logits
-        loss = weights.ce * token_losses(logits, labels, shift=self.shift).sum()
-        if answers is None or not weights.kl:
-            return loss
-        kl = distillation_loss(logits, labels, answers, shift=self.shift, temperature=weights.temperature)
-        return loss + weights.kl * kl
-
     def _micro_batches(
         self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
     ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits] | None]]:
         """This rank's rows of a draw, collated and on the device, with their stored logits where all rows have some."""
-        size, features = self.settings.micro_batch_size, features or self.features
-        mine = refs[self.trainer.accelerator.process_index :: self.world]
+        size, mine = self.settings.micro_batch_size, self.own(refs)
         for start in range(0, len(mine), size):
-            chunk = mine[start : start + size]
-            batch = self._prepared([features[ref.task][ref.row] for ref in chunk])
-            stored = [self.answers[ref.task][ref.row] for ref in chunk if ref.task in self.answers]
-            yield batch, stored if len(stored) == len(chunk) else None
+            yield self.collated(mine[start : start + size], features)
+
+    def own(self, refs: Sequence[memory.MemoryRef]) -> list[memory.MemoryRef]:
+        """This process's rows of a draw."""
+        return list(refs[self.trainer.accelerator.process_index :: self.world])
+
+    def collated(
+        self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
+    ) -> tuple[dict[str, Tensor], list[AnswerLogits] | None]:
+        """Rows as one batch on the device, and their stored logits where all of them have some."""
+        features = features or self.features
+        batch = self._prepared([features[ref.task][ref.row] for ref in refs])
+        stored = [self.answers[ref.task][ref.row] for ref in refs if ref.task in self.answers]
+        return batch, stored if len(stored) == len(refs) else None
 
     def _prepared(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""

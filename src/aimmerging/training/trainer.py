@@ -7,6 +7,7 @@ After each optimizer step, when gradients are cleared and the step is counted, t
 :class:`~aimmerging.training.session.Session`; a save or evaluation of the same step then finds merged weights.
 """
 
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from aimmerging.training.costs import Costs
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import CheckpointHooks
 from aimmerging.training.method import Method
+from aimmerging.training.rehearsal import Riders, join
 from aimmerging.training.session import RehearsalSettings, Session
 
 
@@ -54,10 +56,16 @@ class _MethodCallback(TrainerCallback):
         self.trainer.method.after_task(session)
         self.settle(session.costs)
 
-    def settle(self, costs: Costs) -> None:
-        """Bring the time account and the peak memory up to now."""
-        costs.task_seconds = 0.0
-        costs.task_seconds = time.perf_counter() - self.started - costs.total_seconds
+    def settle(self, costs: Costs, rehearsed: float = 0.0) -> None:
+        """Bring the time account and the peak memory up to now.
+
+        Args:
+            costs: of the session.
+            rehearsed: share of memory rows in the batches that took the time since the last call.
+        """
+        spent = time.perf_counter() - self.started - costs.total_seconds
+        costs.task_seconds += spent * (1 - rehearsed)
+        costs.rehearsal_seconds += spent * rehearsed
         if torch.cuda.is_available():
             costs.peak_memory_bytes = max(costs.peak_memory_bytes, torch.cuda.max_memory_allocated())
 
@@ -96,19 +104,34 @@ class ContinualMixin(CheckpointHooks):
         self.method = method
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
         self._micro_losses: list[torch.Tensor] = []
+        self._step_rows = 0
+        self._riders: Riders | None = None
         self._resumed: dict[str, Any] = {}
         if not self.session.adapter:
             raise ModelError("no parameter is trainable; load the adapter with is_trainable=True")
         self._callback = _MethodCallback(self)
         trainer.add_callback(self._callback)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """As the trainer's, with the memory rows that the step learns beside its micro-batches."""
+        rehearsal = self.session.in_step
+        rehearsal.begin(num_batches)
+        batches = rehearsal.make_room(epoch_iterator)
+        found, items = super().get_batch_samples(batches, num_batches, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        rehearsal.ready(len(found))
+        return found, items
+
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As the trainer's, keeping the loss for signals.jsonl and counting rows."""
-        self.session.costs.task_rows += len(inputs["input_ids"]) * self.session.world
+        """As the trainer's, keeping the loss for signals.jsonl and counting rows; the loss is the task's alone."""
+        self._step_rows += len(inputs["input_ids"]) * self.session.world
+        self._riders = self.session.in_step.take()
         loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        self._riders, loss = None, loss - self.session.in_step.joint_loss
         self._micro_losses.append(loss)
         if self.accelerator.sync_gradients:  # pyright: ignore[reportAttributeAccessIssue]
+            self.session.in_step.compute_apart()
             self.method.before_step(self.session)
+            self.session.in_step.add_apart()
             guard.check_step(self.session, torch.stack(self._micro_losses), "task", self.session.step + 1)
         return loss
 
@@ -116,11 +139,22 @@ class ContinualMixin(CheckpointHooks):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """As the trainer's, and while training with the method's extra loss, weighted as the batch's token loss is."""
-        plain = super().compute_loss  # pyright: ignore[reportAttributeAccessIssue]
-        if not model.training or type(self.method).extra_loss is Method.extra_loss:
+        plain, riders = super().compute_loss, self._riders  # pyright: ignore[reportAttributeAccessIssue]
+        if not model.training or (riders is None and type(self.method).extra_loss is Method.extra_loss):
             # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
             return plain(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = plain(model, inputs, True, num_items_in_batch)
+        if riders is None:
+            loss, outputs = plain(model, inputs, True, num_items_in_batch)
+        else:
+            rows, batch = len(inputs["labels"]), join(inputs, riders, self.session.model)
+            labels = batch["labels"]
+            # hidden labels leave the trainer's own loss that of the task's rows
+            hidden = torch.cat([labels[:rows], torch.full_like(labels[rows:], -100)])
+            loss, outputs = plain(model, batch | {"labels": hidden}, True, num_items_in_batch)
+            joined = self.session.in_step.joined(riders, labels[rows:], outputs.logits[rows:])
+            loss = loss + joined * self._divisor(num_items_in_batch)
+            inputs, outputs = {name: value[:rows] for name, value in batch.items()}, copy.copy(outputs)
+            outputs.logits = outputs.logits[:rows]
         extra = self.method.extra_loss(self.session, inputs, outputs)
         if extra is not None:
             loss = loss + extra * self._share(inputs["labels"], num_items_in_batch)
@@ -134,6 +168,15 @@ class ContinualMixin(CheckpointHooks):
         processes = self.session.world if trainer.args.average_tokens_across_devices else 1
         return self.session.answer_tokens(labels) * processes / num_items_in_batch
 
+    def _divisor(self, num_items_in_batch: Any) -> int:
+        """What the trainer divides a micro-batch's loss by before the backward pass."""
+        trainer: Any = self
+        scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            counted = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = counted or trainer.compute_loss_func is not None
+        return 1 if scaled else trainer.current_gradient_accumulation_steps
+
     def current_learning_rate(self) -> float:
         """The learning rate the optimizer holds now."""
         trainer: Any = self
@@ -141,15 +184,20 @@ class ContinualMixin(CheckpointHooks):
 
     def finish_step(self) -> None:
         """Record the step and hand over to the method."""
-        session = self.session
+        session, rehearsal = self.session, self.session.in_step
         session.costs.task_updates += 1
+        session.costs.task_rows += self._step_rows
         [total] = session.sum_over_ranks(float(torch.stack(self._micro_losses).sum()))
         self._micro_losses.clear()
         loss = total / session.world if math.isfinite(total) else None
-        session.record({"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate})
+        record = {"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate}
+        session.record(record | rehearsal.record())
         self.method.after_step(session)
         guard.check_weights(session)
-        self._callback.settle(session.costs)
+        rows = 0 if rehearsal.apart else rehearsal.rows  # those apart have their time measured
+        rehearsed = rows / max(rows + self._step_rows, 1)
+        self._callback.settle(session.costs, rehearsed)
+        self._step_rows = 0
 
 
 class ContinualTrainer(ContinualMixin, Trainer):

@@ -33,6 +33,7 @@ class AdaMerging(MergeAtEnd):
     """
 
     rehearses = True
+    not_in_step = "its memory rows go into the coefficients of the merge at the task's end"
     about = About(
         "AdaMerging, arXiv 2310.02575, on memory rows",
         "memory rows, 1 adapter (seq), T (ind)",

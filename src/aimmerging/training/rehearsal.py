@@ -1,0 +1,373 @@
+"""Rehearsal inside the task's own steps, with its settings: which memory rows a step learns and how they are added.
+
+g = g_task + w · g_memory, where g_memory is the gradient of the mean rehearsal loss over the step's memory tokens.
+`joint`: the memory rows ride in the task's batches, their labels hidden from the trainer's own loss, and their loss is
+added with weight w; accumulation, several processes, loss scales and other trainers then need nothing special. `apart`:
+a forward and backward of their own after the task's; for the norm ratio and for methods that look at the gradients.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from aimmerging.core import memory
+from aimmerging.core.memory import MemoryRef
+from aimmerging.core.signals import row_losses, token_losses
+from aimmerging.errors import ConfigError
+from aimmerging.training.distillation import AnswerLogits, distillation_loss
+from aimmerging.training.method import Method
+
+if TYPE_CHECKING:
+    from aimmerging.training.session import Session
+
+
+class RehearsalLoss(NamedTuple):
+    """ce · CE + kl · T² · KL(stored ‖ current), the mean over a memory batch's answer tokens.
+
+    Attributes:
+        ce: weight of the cross-entropy.
+        kl: weight of the distillation towards the stored answer logits.
+        temperature: T.
+    """
+
+    ce: float = 1.0
+    kl: float = 0.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RehearsalSettings:
+    """How a session probes and rehearses; see :mod:`aimmerging.config` for the reasons behind the fields.
+
+    Attributes:
+        batch_size: memory rows a rehearsal step, over all processes.
+        micro_batch_size: rows on a device at once.
+        optimizer: whose moments rehearsal uses, see RehearsalConfig.
+        distillation_weight: of the KL term; 0 means none.
+        distillation_temperature: T of the KL term.
+        probe_rows: memory rows a probe, over all processes.
+        probe_fixed: the same rows at every probe of the task.
+        seed: of all draws.
+        on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
+        placement: `interval`, in steps of their own whenever the method says so; `step`, inside every task step.
+        share: with `step`, memory rows for each row of a step's batch.
+        budget: with `step`, whether the memory rows come on top (`extra`) or take the places of task rows (`within`).
+        weight: w in g = g_task + w · g_memory.
+        weight_bound: the most that `norm_ratio` may come to.
+        weight_every: steps from one measurement of `norm_ratio` to the next.
+        computation: `joint`, one forward and backward for task and memory; `apart`, one for each, the same gradients.
+    """
+
+    batch_size: int = 32
+    micro_batch_size: int = 8
+    optimizer: Literal["shared", "separate", "reset"] = "shared"
+    distillation_weight: float = 0.0
+    distillation_temperature: float = 2.0
+    probe_rows: int = 16
+    probe_fixed: bool = True
+    seed: int = 0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    placement: Literal["interval", "step"] = "interval"
+    share: float = 0.25
+    budget: Literal["extra", "within"] = "extra"
+    weight: float | Literal["norm_ratio"] = 1.0
+    weight_bound: float = 4.0
+    weight_every: int = 8
+    computation: Literal["joint", "apart"] = "joint"
+
+    @property
+    def loss(self) -> RehearsalLoss:
+        """Of a rehearsal step, where a method asks for no other."""
+        return RehearsalLoss(1.0, self.distillation_weight, self.distillation_temperature)
+
+
+def memory_loss(
+    logits: Tensor, labels: Tensor, answers: Sequence[AnswerLogits] | None, weights: RehearsalLoss, *, shift: bool
+) -> Tensor:
+    """The rehearsal loss summed over answer tokens; without the KL where a row's stored logits are missing.
+
+    Args:
+        logits: [rows, length, vocabulary].
+        labels: [rows, length], -100 where there is no answer.
+        answers: stored logits of the rows; None where some row has none.
+        weights: of the terms.
+        shift: True for decoder-only models.
+    """
+    loss = weights.ce * token_losses(logits, labels, shift=shift).sum()
+    if answers is None or not weights.kl:
+        return loss
+    return loss + weights.kl * distillation_loss(logits, labels, answers, shift=shift, temperature=weights.temperature)
+
+
+class Riders(NamedTuple):
+    """Memory rows that ride in one of the task's micro-batches.
+
+    Attributes:
+        batch: as the model takes it, with its labels.
+        answers: their stored logits; None where a row has none.
+        stored: their losses when they were stored; NaN where it is not known.
+    """
+
+    batch: dict[str, Tensor]
+    answers: list[AnswerLogits] | None
+    stored: list[float]
+
+
+@dataclass(slots=True)
+class StepRehearsal:
+    """What a session knows of the rehearsal inside the step that is being taken.
+
+    Attributes:
+        session: that it belongs to.
+        weight: w in use.
+        measured: step before which `norm_ratio` was last measured; None before.
+        apart: whether the step computes the gradients apart.
+        parts: this process's rows by micro-batch.
+        waiting: the same as batches, those that are still to come; None where a micro-batch has none.
+        rows: memory rows of the step, over all processes.
+        tokens: their answer tokens.
+        loss: their mean rehearsal loss, this process's part of it.
+        joint_loss: the last joint loss without the task's, as the optimizer sees it.
+        memory_gradients: g_memory where it is computed apart, in the adapter's order; only during `before_step`.
+        drifts: loss now minus loss when stored of this process's rows.
+    """
+
+    session: "Session" = field(repr=False)
+    weight: float = 1.0
+    measured: int | None = None
+    apart: bool = False
+    parts: list[list[MemoryRef]] = field(default_factory=list)
+    waiting: list[Riders | None] = field(default_factory=list)
+    rows: int = 0
+    tokens: float = 0.0
+    loss: float | Tensor = 0.0
+    joint_loss: float | Tensor = 0.0
+    memory_gradients: list[Tensor] | None = None
+    drifts: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.settings.weight != "norm_ratio":
+            self.weight = self.settings.weight
+
+    @property
+    def settings(self) -> RehearsalSettings:
+        """Of the session."""
+        return self.session.settings
+
+    @property
+    def placed(self) -> bool:
+        """Whether rehearsal takes place inside the task's steps."""
+        return self.settings.placement == "step"
+
+    @property
+    def active(self) -> bool:
+        """Whether the steps of this task learn memory rows."""
+        return self.placed and self.session.has_memory and type(self.session.trainer.method).rehearses
+
+    # --- before the step ---------------------------------------------------------------------------------------------
+
+    def begin(self, micro_batches: int) -> None:
+        """Choose the coming step's rows, a function of seed and step, and spread them over its micro-batches."""
+        session, settings = self.session, self.settings
+        self.apart, self.parts, self.waiting, self.rows, self.tokens = False, [], [], 0, 0.0
+        self.loss, self.joint_loss, self.drifts = 0.0, 0.0, []
+        if not self.active:
+            return
+        places = memory.step_places(settings.share * session.batch_size, session.step)
+        mine = session.own(memory.draw_places(session.sizes, places, settings.seed))
+        self.parts = [mine[place::micro_batches] for place in range(micro_batches)]
+        self.apart = settings.computation == "apart" or _looks(session.trainer.method) or self._measurement_due
+
+    def make_room(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The step's micro-batches of the task; with the budget `within`, memory rows take the places of the last rows.
+
+        One task row always stays. Memory rows for which a batch is too short, as an epoch's last may be, are left out
+        until their next turn.
+        """
+        for place, batch in enumerate(batches):
+            if self.settings.budget == "extra" or place >= len(self.parts):
+                yield batch
+                continue
+            rows = len(batch["input_ids"])
+            self.parts[place] = self.parts[place][: rows - 1]
+            left = rows - len(self.parts[place])
+            yield {name: value[:left] for name, value in batch.items()}
+
+    def ready(self, micro_batches: int) -> None:
+        """Make batches of the rows and count them, once it is known how many micro-batches the step really has."""
+        if not self.active:
+            return
+        parts = self.parts[:micro_batches]
+        for part in self.parts[micro_batches:]:
+            parts[-1] = parts[-1] + part
+        mine = [ref for part in parts for ref in part]
+        if self.apart:
+            size = self.settings.micro_batch_size
+            parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+        self.waiting = [self._riders(part) if part else None for part in parts]
+        tokens = sum(self.session.answer_tokens(riders.batch["labels"]) for riders in self.waiting if riders)
+        rows, self.tokens = self.session.sum_over_ranks(len(mine), tokens)
+        self.rows = int(rows)
+        self.session.costs.memory_rows += self.rows
+
+    def _riders(self, refs: Sequence[MemoryRef]) -> Riders:
+        batch, answers = self.session.collated(refs)
+        if len(batch["labels"]) != len(refs):
+            raise ConfigError(
+                f"the data collator packed {len(refs)} memory rows into {len(batch['labels'])}, so their losses cannot "
+                "be told apart; switch packing and padding_free off, or set rehearsal.placement to interval"
+            )
+        kept = self.session.answers
+        stored = [kept[ref.task][ref.row].loss if ref.task in kept else math.nan for ref in refs]
+        return Riders(batch, answers, stored)
+
+    # --- within the step ---------------------------------------------------------------------------------------------
+
+    def take(self) -> Riders | None:
+        """The memory rows that ride in the next micro-batch; None where there are none or gradients are apart."""
+        self.joint_loss = 0.0
+        return self.waiting.pop(0) if self.waiting and not self.apart else None
+
+    def joined(self, riders: Riders, labels: Tensor, logits: Tensor) -> Tensor:
+        """What the riders add to the step's loss, before the mean over processes.
+
+        Args:
+            riders: the rows.
+            labels: theirs in the joint batch, [rows, length].
+            logits: [rows, length, vocabulary], of them.
+        """
+        loss = self._part(riders, labels, logits) * self.weight
+        self.joint_loss = loss.detach()
+        return loss
+
+    def compute_apart(self) -> None:
+        """Have g_memory of a step that computes it apart in `memory_gradients`."""
+        if not self.apart or not self.rows:
+            return
+        # a process without rows takes part all the same, because the gradients are averaged over all
+        batches = [riders for riders in self.waiting if riders] or [self._nothing()]
+        self.waiting = []
+        self.memory_gradients = self.session.gradients_apart([partial(self._forward, riders) for riders in batches])
+
+    def _nothing(self) -> Riders:
+        """A row without a label."""
+        task = next(task for task, size in self.session.sizes.items() if size)
+        batch, _ = self.session.collated([MemoryRef(task, 0)])
+        return Riders({**batch, "labels": torch.full_like(batch["labels"], -100)}, None, [])
+
+    def _forward(self, riders: Riders, model: Any) -> Tensor:
+        inputs = {name: value for name, value in riders.batch.items() if name != "labels"}
+        return self._part(riders, riders.batch["labels"], model(**inputs).logits)
+
+    def _part(self, riders: Riders, labels: Tensor, logits: Tensor) -> Tensor:
+        """The riders' part of the mean over the step's memory tokens, times the number of processes."""
+        shift = self.session.shift
+        loss = memory_loss(logits, labels, riders.answers, self.settings.loss, shift=shift) / max(self.tokens, 1)
+        self.loss = self.loss + loss.detach()
+        self._note_drifts(riders, labels, logits.detach())
+        return loss * self.session.world
+
+    def _note_drifts(self, riders: Riders, labels: Tensor, logits: Tensor) -> None:
+        if not any(math.isfinite(stored) for stored in riders.stored):
+            return
+        rows = row_losses(logits, labels, shift=self.session.shift)
+        self.drifts += [now - then for now, then in zip(rows, riders.stored, strict=True) if math.isfinite(then)]
+
+    def add_apart(self) -> None:
+        """g_task + w · g_memory in place of the gradients; w is measured first where it is due."""
+        gradients, self.memory_gradients = self.memory_gradients, None
+        if gradients is None:
+            return
+        session = self.session
+        own = session.gradients
+        if self._measurement_due:
+            self.measured = session.step
+            # squares in double precision, because those of the loss scale's gradients overflow in single
+            task, rehearsed = (
+                session.sum_over_shards(float(sum(value.double().square().sum() for value in part)))
+                for part in (own, gradients)
+            )
+            ratio = math.sqrt(task / rehearsed) if rehearsed else 0.0
+            # gradients that are not finite, as under fp16 before its loss scale has settled, tell nothing
+            if 0 < ratio < math.inf:
+                self.weight = min(ratio, self.settings.weight_bound)
+        for gradient, part in zip(own, gradients, strict=True):
+            gradient.add_(part, alpha=self.weight)
+
+    @property
+    def _measurement_due(self) -> bool:
+        if self.settings.weight != "norm_ratio":
+            return False
+        return self.measured is None or self.session.step - self.measured >= self.settings.weight_every
+
+    # --- after the step ----------------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """What the step's line of signals.jsonl says of its rehearsal."""
+        if not self.active:
+            return {}
+        [loss] = self.session.sum_over_ranks(float(self.loss))
+        loss = loss if self.rows and math.isfinite(loss) else None
+        return {"memory_rows": self.rows, "rehearsal_loss": loss, "rehearsal_weight": self.weight}
+
+    def forgetting(self) -> float | None:
+        """Mean over the step's rows of (loss now − loss when stored), nats a token; None for a step without such rows.
+
+        It is measured before the step changes the weights, in training mode, as the rows are learned anyway.
+        """
+        total, count = self.session.sum_over_ranks(float(sum(self.drifts)), len(self.drifts))
+        return total / count if count else None
+
+
+def join(inputs: Mapping[str, Tensor], riders: Riders, model: Any) -> dict[str, Tensor]:
+    """One batch of both, padded on the right.
+
+    Args:
+        inputs: of the task, with its labels.
+        riders: below them.
+        model: for the decoder's inputs of an encoder-decoder model, which follow from labels.
+
+    Raises:
+        ConfigError: the two come with different fields.
+    """
+    inputs, other = dict(inputs), dict(riders.batch)
+    if "decoder_input_ids" in other and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+    for batch in (inputs, other):
+        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
+    if inputs.keys() != other.keys():
+        raise ConfigError(
+            f"task rows come with {', '.join(sorted(inputs))} and memory rows with {', '.join(sorted(other))}, so they "
+            "cannot share a batch; give the memory the same fields, or set rehearsal.placement to interval"
+        )
+    return {name: _stacked(inputs[name], other[name], -100 if name == "labels" else 0) for name in inputs}
+
+
+def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
+    """Rows of both, [rows, length], as wide as the wider one."""
+    width = max(above.shape[1], below.shape[1])
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in (above, below)])
+
+
+def check_method(method: type[Method], name: str, placement: str) -> None:
+    """Refuse a method that rehearsal inside the step has no meaning for.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if placement == "step" and method.not_in_step:
+        raise ConfigError(
+            f"method {name!r} cannot rehearse inside the task's steps: {method.not_in_step}; set rehearsal.placement "
+            "to interval for it, or choose replay, aim, slow_lora or recurrent_kif"
+        )
+
+
+def _looks(method: Method) -> bool:
+    """Whether a method looks at the gradients of each step, which are the task's alone there."""
+    return type(method).before_step is not Method.before_step

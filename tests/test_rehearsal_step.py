@@ -1,0 +1,294 @@
+"""Rehearsal inside the task's steps: both computations against a gradient by hand, rows in turn, budgets, resume."""
+
+from collections import Counter
+from itertools import chain
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from trainer_kit import adapter, continual, far, load, rows
+
+from aimmerging import Method, RehearsalSettings, Replay
+from aimmerging.config import resolve
+from aimmerging.core.memory import draw_places, step_places
+from aimmerging.errors import ConfigError
+from aimmerging.methods import METHODS, RecurrentKIF, SlowLora, build
+from aimmerging.training.distillation import answer_logits
+
+BASES = ["tiny_t5", "tiny_llama"]
+
+
+@pytest.fixture(params=BASES)
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def in_step(**changes):
+    return RehearsalSettings(**{"micro_batch_size": 4, "placement": "step", "share": 0.5, **changes})
+
+
+def trained(folder, out, settings, method=None, **changes):
+    trainer = continual(folder, out, method or Replay(), settings=settings, **{"dropout": 0.0, **changes})
+    trainer.train()
+    return trainer
+
+
+def stored(folder, memory=8):
+    """Answer logits of another adapter for the memory of `continual`, so that the KL has a gradient."""
+    model, codec = load(folder, dropout=0.0)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.mul_(0.5)
+    model.eval()
+    found = {}
+    for task, seed in (("one", 1), ("two", 2)):
+        batches = [codec.examples([row]) for row in rows(memory // 2, seed)]
+        found[task] = []
+        for [feature] in batches:
+            batch = {name: torch.tensor([value]) for name, value in feature.items()}
+            logits = model(**batch).logits.detach()
+            found[task] += answer_logits(logits, batch["labels"], 8, shift=not codec.encoder_decoder)
+    return found
+
+
+# --- the gradient ----------------------------------------------------------------------------------------------------
+
+
+class Watch(Replay):
+    """Notes the gradients that the optimizer is given at the first step, and where the adapter stood."""
+
+    def before_task(self, session):
+        self.given = None
+        self.start = [value.detach().clone() for value in session.adapter]
+
+        def note(*_):
+            if self.given is None:
+                self.given = [value.grad.clone() for value in session.adapter]
+
+        session.trainer.optimizer.optimizer.register_step_pre_hook(note)
+
+
+def mean_gradient(trainer, features):
+    """d/dθ of the mean cross-entropy over every answer token of the rows, fed one row at a time."""
+    model, losses = trainer.model, []
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    for row in features:
+        feature = {name: torch.tensor([value]) for name, value in row.items()}
+        labels, logits = feature["labels"], model(**feature).logits
+        if not model.config.is_encoder_decoder:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        chosen = torch.log_softmax(logits, -1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        losses.append(-chosen[labels != -100])
+    return torch.autograd.grad(torch.cat(losses).mean(), parameters)
+
+
+@pytest.mark.parametrize("computation", ["joint", "apart"])
+def test_a_step_is_the_sum_of_both_means(folder, tmp_path, computation):
+    method = Watch()
+    settings = in_step(computation=computation, weight=1.5, share=0.75)
+    trainer = trained(folder, tmp_path, settings, method, max_steps=1, max_grad_norm=0.0, per_device_train_batch_size=8)
+    session = trainer.session
+    with torch.no_grad():
+        for value, start in zip(session.adapter, method.start, strict=True):
+            value.copy_(start)
+    trainer.model.eval()
+    loader = iter(trainer.get_train_dataloader())
+    torch.manual_seed(3)
+    batch = next(loader)
+    task = [
+        {name: value[mask.bool()].tolist() if name != "labels" else value.tolist() for name, value, mask in fields}
+        for fields in (
+            [(name, batch[name][place], batch["attention_mask"][place]) for name in batch] for place in range(8)
+        )
+    ]
+    if not trainer.model.config.is_encoder_decoder:
+        task = [{**row, "labels": row["labels"][: len(row["input_ids"])]} for row in task]
+    drawn = draw_places(session.sizes, range(6), 0)
+    wanted_task = mean_gradient(trainer, task)
+    wanted_memory = mean_gradient(trainer, [session.features[ref.task][ref.row] for ref in drawn])
+    for got, one, other in zip(method.given, wanted_task, wanted_memory, strict=True):
+        assert torch.allclose(got, one + 1.5 * other, atol=1e-6)
+
+
+@pytest.mark.parametrize("budget", ["extra", "within"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_joint_and_apart_are_the_same_run(folder, tmp_path, accumulate, budget):
+    """With stored logits, a weight, accumulation and the short last step of an epoch."""
+    runs = [
+        trained(
+            folder, tmp_path, in_step(computation=computation, weight=1.5, budget=budget, distillation_weight=1.0),
+            answers=stored(folder), gradient_accumulation_steps=accumulate, per_device_train_batch_size=5,
+        )
+        for computation in ("joint", "apart")
+    ]  # fmt: skip
+    start = continual(folder, tmp_path, Replay(), dropout=0.0)
+    moved = far(adapter(start), adapter(runs[0]))
+    assert far(*map(adapter, runs)) < 2e-3 * moved
+    for one, other in zip(*(run.session.events for run in runs), strict=True):
+        assert one["memory_rows"] == other["memory_rows"]
+        assert one["rehearsal_loss"] == pytest.approx(other["rehearsal_loss"], rel=1e-4)
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_the_recorded_loss_is_the_tasks_alone(folder, tmp_path):
+    plain = trained(folder, tmp_path, None, Method(), max_steps=1)
+    both = trained(folder, tmp_path, in_step(weight=3.0), max_steps=1)
+    assert both.session.events[0]["loss"] == pytest.approx(plain.session.events[0]["loss"], rel=1e-6)
+    assert both.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-4)
+
+
+def test_a_norm_ratio_is_measured_bounded_and_kept_until_the_next(folder, tmp_path):
+    seen = []
+
+    class Norms(Replay):
+        def before_step(self, session):
+            both = (session.gradients, session.in_step.memory_gradients)
+            seen.append([torch.cat([value.flatten() for value in each]).norm().item() for each in both])
+
+    free = trained(folder, tmp_path, in_step(weight="norm_ratio", weight_bound=1e9, weight_every=3), Norms())
+    weights = [event["rehearsal_weight"] for event in free.session.events]
+    ratios = [task / memory for task, memory in seen]
+    assert weights == pytest.approx([ratios[place // 3 * 3] for place in range(10)])
+    assert len(set(weights)) == 4
+    bounded = trained(folder, tmp_path, in_step(weight="norm_ratio", weight_bound=0.01, weight_every=3))
+    assert {event["rehearsal_weight"] for event in bounded.session.events} == {0.01}
+
+
+# --- which rows ------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(1 / 64, 40), st.integers(1, 300))
+def test_steps_take_all_places_in_turn(per_step, steps):
+    taken = list(chain.from_iterable(step_places(per_step, step) for step in range(steps)))
+    assert taken == list(range(len(taken)))
+    assert len(taken) == int(per_step * steps + 1e-9)
+    sizes = [len(step_places(per_step, step)) for step in range(steps)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("share", "steps"), [(1 / 32, 80), (1 / 4, 10), (1 / 3, 9), (1.0, 3)])
+def test_every_row_of_every_task_has_its_turn(share, steps):
+    """16 rows a step; a share of 1/32 is one memory row every second step."""
+    sizes = {"one": 10, "none": 0, "two": 10, "three": 5}
+    refs = [ref for step in range(steps) for ref in draw_places(sizes, step_places(16 * share, step), 7)]
+    by_task = Counter(ref.task for ref in refs)
+    assert max(by_task.values()) - min(by_task.values()) <= 1
+    for task, size in sizes.items():
+        counts = [Counter(ref.row for ref in refs if ref.task == task)[row] for row in range(size)]
+        assert not counts or max(counts) - min(counts) <= 1
+    assert len(refs) == int(16 * share * steps + 1e-9)
+
+
+def test_a_share_under_one_row_a_step_learns_one_every_few_steps(tiny_t5, tmp_path):
+    trainer = trained(tiny_t5, tmp_path, in_step(share=1 / 8))
+    assert [event["memory_rows"] for event in trainer.session.events] == [0, 1] * 5
+    assert [event["rehearsal_loss"] is None for event in trainer.session.events] == [True, False] * 5
+    assert trainer.session.costs.memory_rows == 5
+
+
+def test_the_first_task_and_a_method_that_does_not_rehearse_learn_as_without(tiny_t5, tmp_path):
+    plain = adapter(trained(tiny_t5, tmp_path, None, Method()))
+    assert far(plain, adapter(trained(tiny_t5, tmp_path, in_step(), memory=0))) == 0.0
+    assert far(plain, adapter(trained(tiny_t5, tmp_path, in_step(), Method()))) == 0.0
+
+
+# --- budgets and costs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_budgets_count_their_rows(tiny_t5, tmp_path, accumulate):
+    changes = {"gradient_accumulation_steps": accumulate, "per_device_train_batch_size": 4}
+    plain = trained(tiny_t5, tmp_path, None, Method(), **changes).session.costs
+    extra = trained(tiny_t5, tmp_path, in_step(share=0.25), **changes).session.costs
+    within = trained(tiny_t5, tmp_path, in_step(share=0.25, budget="within"), **changes).session.costs
+    assert plain.task_rows == extra.task_rows == 40 * accumulate
+    assert extra.memory_rows == within.memory_rows == 10 * accumulate
+    assert within.task_rows + within.memory_rows == plain.task_rows
+    assert extra.task_updates == within.task_updates == 10
+    assert extra.memory_updates == within.memory_updates == 0
+    assert extra.rehearsal_seconds == pytest.approx(extra.task_seconds / 4, rel=0.05)
+
+
+def test_rows_that_find_no_place_in_a_short_batch_wait_for_their_next_turn(tiny_t5, tmp_path):
+    """24 rows in batches of 23: every second batch has one row, which stays."""
+    trainer = trained(
+        tiny_t5, tmp_path, in_step(share=0.2, budget="within"), per_device_train_batch_size=23, max_steps=4
+    )
+    assert [event["memory_rows"] for event in trainer.session.events] == [4, 0, 4, 0]
+    assert trainer.session.costs.task_rows == 2 * (23 - 4 + 1)
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [SlowLora, lambda: RecurrentKIF(interval=4)], ids=["slow_lora", "recurrent_kif"])
+def test_methods_take_no_steps_of_their_own(tiny_t5, tmp_path, make):
+    trainer = trained(tiny_t5, tmp_path, in_step(), make())
+    costs = trainer.session.costs
+    assert (costs.memory_updates, costs.memory_rows) == (0, 20)
+    assert costs.merges == (3 if isinstance(trainer.method, RecurrentKIF) else 0)
+
+
+def test_recurrent_kif_scores_task_and_memory_from_their_own_gradients(tiny_t5, tmp_path):
+    class Apart(RecurrentKIF):
+        def after_step(self, session):
+            self.seen = self.inner, self.outer
+
+    share = trained(tiny_t5, tmp_path, in_step(), Apart(), max_steps=3).method.seen
+    plain = trained(tiny_t5, tmp_path, in_step(weight=1e-30), Apart(), max_steps=1).method.seen
+    again = trained(tiny_t5, tmp_path, in_step(weight=5.0), Apart(), max_steps=1).method.seen
+    assert all(torch.equal(a, b) for a, b in zip(plain[0].sensitivity, again[0].sensitivity, strict=True))
+    assert not torch.equal(share[0].sensitivity[0], share[1].sensitivity[0])
+
+
+def test_a_method_with_a_schedule_or_formula_of_its_own_is_refused_by_name(tiny_t5, tmp_path):
+    refused = {"fixed_replay", "spaced_replay", "forever", "mixed_replay", "a_gem", "der_plus_plus", "merge_adamerging"}
+    assert {name for name, kind in METHODS.items() if kind.not_in_step} == refused
+    values = {"benchmark": "skills", "rehearsal": {"placement": "step"}}
+    for name, kind in METHODS.items():
+        config = resolve({**values, "method": name})
+        if name not in refused:
+            build(config)
+            continue
+        with pytest.raises(ConfigError, match=f"method '{name}' cannot rehearse inside the task's steps: it"):
+            build(config)
+        with pytest.raises(ConfigError, match=kind.__name__):
+            continual(tiny_t5, tmp_path, kind(), settings=in_step())
+
+
+@pytest.mark.parametrize(
+    ("rehearsal", "words"),
+    [
+        ({"share": 0.5}, "rehearsal.share is 0.5, which rehearsal.placement: interval does not read"),
+        ({"budget": "within"}, "rehearsal.budget is within"),
+        ({"placement": "step", "batch_size": 8}, "rehearsal.batch_size is of rehearsal steps"),
+        ({"placement": "step", "optimizer": "separate"}, "rehearsal.optimizer is separate"),
+        ({"placement": "step", "share": 1.0, "budget": "within"}, "leaves no task row in micro-batches of 8 rows"),
+        ({"placement": "step", "share": 0}, "rehearsal.share is 0"),
+        ({"placement": "step", "weight": "ratio"}, "rehearsal.weight"),
+    ],
+)
+def test_values_that_would_be_ignored_are_refused(rehearsal, words):
+    with pytest.raises(ConfigError) as caught:
+        resolve({"benchmark": "skills", "rehearsal": rehearsal})
+    assert words in str(caught.value)
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [3, 5, 10])
+@pytest.mark.parametrize("make", [Replay, SlowLora, lambda: RecurrentKIF(interval=4)])
+def test_resume_is_exact(folder, tmp_path, make, at):
+    settings = in_step(share=0.3, weight="norm_ratio", weight_every=4, budget="within")
+    changes = {"settings": settings, "lr_scheduler_type": "cosine", "save_strategy": "steps", "save_steps": 1}
+    whole = continual(folder, tmp_path, make(), **changes)
+    whole.train()
+    resumed = continual(folder, tmp_path / "again", make(), **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+    assert far(adapter(whole), adapter(resumed)) == 0.0
+    assert whole.session.events == resumed.session.events
+    assert whole.session.costs.memory_rows == resumed.session.costs.memory_rows
