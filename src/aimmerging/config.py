@@ -78,6 +78,11 @@ class TrainingConfig(Section):
         default="fp32", description="of the computation; adapters stay float32"
     )
     activation_checkpointing: bool = False
+    answer_only_logits: bool = Field(
+        default=True,
+        description="the output layer runs only at the positions that predict an answer token, not over the prompt: "
+        "less time and memory, the same loss to float rounding; encoder-decoder models do so anyway",
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
         description="NaN or infinity in a loss or gradient: stop with the last good state kept, or skip the step and "

@@ -232,6 +232,7 @@ ACCEPTABLE = (
     "evaluation.batch_size",
     "model.attention",
     "training.activation_checkpointing",
+    "training.answer_only_logits",
     "training.device",
     "training.micro_batch_size",
     "training.on_nonfinite",

@@ -20,6 +20,7 @@ from aimmerging.core.fusion import local
 from aimmerging.core.signals import TokenLoss, token_losses, total_change
 from aimmerging.errors import ConfigError
 from aimmerging.training import guard, stopping
+from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import Costs
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
 from aimmerging.training.models import adapter_state, set_adapter_state
@@ -56,6 +57,7 @@ class RehearsalSettings:
         probe_fixed: the same rows at every probe of the task.
         seed: of all draws.
         on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
+        answer_only_logits: compute logits only where a label counts, on the task too, see TrainingConfig.
     """
 
     batch_size: int = 32
@@ -67,6 +69,7 @@ class RehearsalSettings:
     probe_fixed: bool = True
     seed: int = 0
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    answer_only_logits: bool = True
 
     @property
     def loss(self) -> RehearsalLoss:
@@ -400,7 +403,7 @@ class Session:
         batch = self.trainer._prepare_inputs(self.trainer.data_collator(rows))
         if self._encoder_decoder and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(batch["labels"])
-        return dict(batch)
+        return narrowed(self.model, batch) if self.settings.answer_only_logits else dict(batch)
 
     @contextmanager
     def _rehearsal_moments(self) -> Iterator[None]:

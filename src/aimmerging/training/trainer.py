@@ -19,6 +19,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from aimmerging.errors import ConfigError, ModelError
 from aimmerging.store.tensor_tree import load_state, save_state
 from aimmerging.training import guard, resume
+from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import Costs
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.method import Method
@@ -118,6 +119,9 @@ class ContinualMixin:
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """As the trainer's, and while training with the method's extra loss, weighted as the batch's token loss is."""
         plain = super().compute_loss  # pyright: ignore[reportAttributeAccessIssue]
+        # a trainer with a loss of its own, as TRL's, decides by itself where it needs logits
+        if model.training and self.session.settings.answer_only_logits and plain.__func__ is Trainer.compute_loss:
+            inputs = narrowed(self.session.model, inputs)
         if not model.training or type(self.method).extra_loss is Method.extra_loss:
             # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
             return plain(model, inputs, return_outputs, num_items_in_batch)
