@@ -406,7 +406,7 @@ def test_names_we_rely_on_are_the_trainers(tiny_t5, tmp_path, kind):
     """A rename in transformers would otherwise show as a method that silently never runs."""
     methods = ("training_step", "_clip_grad_norm", "_prepare_inputs", "compute_loss_context_manager", "add_callback")
     methods += ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler", "_load_from_checkpoint")
-    methods += ("_load_rng_state", "_run_epoch")
+    methods += ("_load_rng_state", "_run_epoch", "_get_train_sampler")
     assert [name for name in methods if not callable(getattr(kind, name, None))] == []
     model, codec = load(tiny_t5)
     trainer = kind(

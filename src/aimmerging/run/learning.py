@@ -215,6 +215,7 @@ def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
         seed=config.seed,
         on_nonfinite=config.training.on_nonfinite,
         answer_only_logits=config.training.answer_only_logits,
+        length_window=config.training.length_window,
     )
 
 

@@ -58,7 +58,7 @@ def narrowed(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _takes_positions(model: Any) -> bool:
-    """Whether a model computes logits at a batch's positions alone: by itself, or by the hooks that it is given here."""
+    """Whether a model computes logits at a batch's positions alone: by itself, or by hooks that it is given here."""
     if isinstance(model, PeftModel):
         if any(config.is_prompt_learning for config in model.peft_config.values()):
             return False  # its soft prompt comes in front, so positions would be others

@@ -21,8 +21,9 @@ from aimmerging.core.signals import TokenLoss, token_losses, total_change
 from aimmerging.errors import ConfigError
 from aimmerging.training import guard, stopping
 from aimmerging.training.answer_logits import narrowed
-from aimmerging.training.costs import Costs
+from aimmerging.training.costs import Costs, Positions
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
+from aimmerging.training.length_batches import length
 from aimmerging.training.models import adapter_state, set_adapter_state
 
 _OWN = ""
@@ -58,6 +59,8 @@ class RehearsalSettings:
         seed: of all draws.
         on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
         answer_only_logits: compute logits only where a label counts, on the task too, see TrainingConfig.
+        length_window: optimizer steps on the task among whose rows those of similar length are batched together; above
+            0 the rows of a rehearsal step are sorted by length too. 0 leaves the order to the trainer.
     """
 
     batch_size: int = 32
@@ -70,6 +73,7 @@ class RehearsalSettings:
     seed: int = 0
     on_nonfinite: Literal["stop", "skip"] = "stop"
     answer_only_logits: bool = True
+    length_window: int = 0
 
     @property
     def loss(self) -> RehearsalLoss:
@@ -92,6 +96,7 @@ class Session:
         drawn: rehearsal batches drawn so far; the next draw's number.
         probed: probes so far.
         own_moments: of the optimizer, by parameter, for `separate` rehearsal.
+        uncounted: positions of this process's batches that `costs` does not have yet.
     """
 
     trainer: Any
@@ -104,6 +109,7 @@ class Session:
     drawn: int = 0
     probed: int = 0
     own_moments: Any = field(default_factory=lambda: defaultdict(dict))
+    uncounted: list[Positions] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.settings.batch_size % self.world:
@@ -392,6 +398,8 @@ class Session:
         """This rank's rows of a draw, collated and on the device, with their stored logits where all rows have some."""
         size, features = self.settings.micro_batch_size, features or self.features
         mine = refs[self.trainer.accelerator.process_index :: self.world]
+        if self.settings.length_window:
+            mine = sorted(mine, key=lambda ref: length(features[ref.task][ref.row]))
         for start in range(0, len(mine), size):
             chunk = mine[start : start + size]
             batch = self._prepared([features[ref.task][ref.row] for ref in chunk])
@@ -400,7 +408,9 @@ class Session:
 
     def _prepared(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""
-        batch = self.trainer._prepare_inputs(self.trainer.data_collator(rows))
+        collated = self.trainer.data_collator(rows)
+        self.uncounted.append(Positions.of(collated))
+        batch = self.trainer._prepare_inputs(collated)
         if self._encoder_decoder and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(batch["labels"])
         return narrowed(self.model, batch) if self.settings.answer_only_logits else dict(batch)

@@ -18,9 +18,9 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.errors import ConfigError, ModelError
 from aimmerging.store.tensor_tree import load_state, save_state
-from aimmerging.training import guard, resume
+from aimmerging.training import guard, length_batches, resume
 from aimmerging.training.answer_logits import narrowed
-from aimmerging.training.costs import Costs
+from aimmerging.training.costs import Costs, Positions
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.method import Method
 from aimmerging.training.session import RehearsalSettings, Session
@@ -54,6 +54,7 @@ class _MethodCallback(TrainerCallback):
         """Let the method finish and settle the time account: what is not counted elsewhere was the task's."""
         session = self.trainer.session
         self.trainer.method.after_task(session)
+        session.costs.count_positions(session.uncounted, session.sum_over_ranks)
         self.settle(session.costs)
 
     def settle(self, costs: Costs) -> None:
@@ -107,6 +108,7 @@ class ContinualMixin:
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's, keeping the loss for signals.jsonl and counting rows."""
         self.session.costs.task_rows += len(inputs["input_ids"]) * self.session.world
+        self.session.uncounted.append(Positions.of(inputs))
         loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self._micro_losses.append(loss)
         if self.accelerator.sync_gradients:  # pyright: ignore[reportAttributeAccessIssue]
@@ -139,6 +141,15 @@ class ContinualMixin:
         processes = self.session.world if trainer.args.average_tokens_across_devices else 1
         return self.session.answer_tokens(labels) * processes / num_items_in_batch
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As the trainer's, or batches of similar length; the trainer has no public place for a sampler."""
+        trainer: Any = self
+        window = self.session.settings.length_window
+        dataset = trainer.train_dataset if train_dataset is None else train_dataset
+        if not window or not hasattr(dataset, "__len__"):
+            return super()._get_train_sampler(train_dataset)  # pyright: ignore[reportAttributeAccessIssue]
+        return length_batches.sampler(trainer, dataset, window)
+
     def current_learning_rate(self) -> float:
         """The learning rate the optimizer holds now."""
         trainer: Any = self
@@ -153,6 +164,7 @@ class ContinualMixin:
         loss = total / session.world if math.isfinite(total) else None
         session.record({"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate})
         self.method.after_step(session)
+        session.costs.count_positions(session.uncounted, session.sum_over_ranks)
         guard.check_weights(session)
         self._callback.settle(session.costs)
 
