@@ -79,6 +79,17 @@ class TrainingConfig(Section):
         default="fp32", description="of the computation; adapters stay float32"
     )
     activation_checkpointing: bool = False
+    answer_only_logits: bool = Field(
+        default=True,
+        description="the output layer runs only at the positions that predict an answer token, not over the prompt: "
+        "less time and memory, the same loss to float rounding; encoder-decoder models do so anyway",
+    )
+    length_window: int = Field(
+        default=0,
+        ge=0,
+        description="rows of similar length share a micro-batch, chosen among those of this many steps of the shuffled "
+        "order, so that less is padding; an epoch has the same rows. 0: as shuffled",
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
         description="NaN or infinity in a loss or gradient: stop with the last good state kept, or skip the step and "
@@ -188,6 +199,7 @@ class RunConfig(Section):
 
 
 _PUBLISHED: dict[str, Any] = {
+    "training": {"length_window": 0},
     "memory": {"policy": "balanced", "stored_logits": 0},
     "rehearsal": {"optimizer": "shared", "distillation": None},
     "probe": {"rows": 32, "fixed": False},
@@ -196,6 +208,7 @@ PRESET_VALUES: dict[str, dict[str, Any]] = {
     "paper": {**_PUBLISHED, "controller": asdict(PAPER)},
     "reference": {**_PUBLISHED, "controller": asdict(REFERENCE)},
     "default": {
+        "training": {"length_window": 8},
         "memory": {"policy": "coverage", "stored_logits": 32},
         "rehearsal": {"optimizer": "shared", "distillation": {"weight": 1.0, "temperature": 2.0}},
         "probe": {"rows": 16, "fixed": True},

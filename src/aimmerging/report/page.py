@@ -288,6 +288,7 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
     environment.filters |= {
         "points": _points, "change": _change, "plain": "{:.1f}".format, "count": _count, "duration": _duration,
+        "percent": lambda value: _DASH if value is None else f"{100 * value:.0f} %",
         "ratio": lambda value: _DASH if value is None else f"{value:.2f}×", "size": _size, "cut": _cut,
     }  # fmt: skip
     return environment

@@ -47,6 +47,8 @@ class Costs:
     probe_rows: Count = 0
     search_rows: Count = 0
     merges: Count = 0
+    tokens: Count = 0
+    padding: Count = 0
     peak_memory_bytes: Count | None = None
 
     @property
@@ -63,6 +65,11 @@ class Costs:
     def measured_ratio(self) -> float | None:
         """Training seconds over the seconds of task steps alone; None where none were measured."""
         return self.training_seconds / self.task_seconds if self.task_seconds else None
+
+    @property
+    def padding_share(self) -> float | None:
+        """Of all positions that went through the model; None where they were not counted."""
+        return self.padding / (self.tokens + self.padding) if self.tokens else None
 
     def counted_ratio(self, passes: int) -> float | None:
         """Return the limit for `measured_ratio` from counted rows: 1 + forwards/(passes·task) + memory/task.

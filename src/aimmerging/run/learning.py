@@ -19,6 +19,7 @@ from aimmerging.run.checkpoints import LEARNED, Checkpointing, Working
 from aimmerging.store import run_directory
 from aimmerging.store.tensor_tree import to_device
 from aimmerging.training import resume
+from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import Costs
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.training.encoding import Collator, Feature, Truncation
@@ -219,6 +220,8 @@ def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
         weight=config.rehearsal.weight,
         weight_bound=config.rehearsal.weight_bound,
         weight_every=config.rehearsal.weight_every,
+        answer_only_logits=config.training.answer_only_logits,
+        length_window=config.training.length_window,
     )
 
 
@@ -255,6 +258,8 @@ def _stored_logits(config: RunConfig, loaded: LoadedModel, rows: Sequence[Row]) 
     for start in range(0, len(rows), size):
         batch = collate(codec.examples(rows[start : start + size]))
         batch = {name: value.to(model.device) for name, value in batch.items()}
+        if config.training.answer_only_logits:
+            batch = narrowed(model, batch)
         logits = model(**batch).logits
         stored += answer_logits(logits, batch["labels"], config.memory.stored_logits, shift=not codec.encoder_decoder)
     return stored

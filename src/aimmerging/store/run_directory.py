@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aimmerging.config import RunConfig, dump_yaml, read_yaml, resolve
+from aimmerging.config import RunConfig, deep_merge, dump_yaml, read_yaml, resolve
 from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
 from aimmerging.data.text_files import read_text
@@ -210,6 +210,10 @@ def save_config(run: Path, config: RunConfig) -> None:
     write_text(run / "config.yaml", dump_yaml(config))
 
 
+_BEFORE: dict[str, Any] = {"training": {"length_window": 0}}
+"""What runs did before a setting was there: a saved configuration names every value, so one it lacks is newer."""
+
+
 def saved_config(run: Path) -> RunConfig:
     """Read config.yaml back.
 
@@ -217,7 +221,7 @@ def saved_config(run: Path) -> RunConfig:
         RunDirectoryError: `run` is no run directory.
     """
     committed_stages(run)
-    return resolve(read_yaml(run / "config.yaml"))
+    return resolve(deep_merge(_BEFORE, read_yaml(run / "config.yaml")))
 
 
 def learned_tasks(run: Path) -> dict[str, str]:
@@ -232,6 +236,7 @@ ACCEPTABLE = (
     "evaluation.batch_size",
     "model.attention",
     "training.activation_checkpointing",
+    "training.answer_only_logits",
     "training.device",
     "training.micro_batch_size",
     "training.on_nonfinite",

@@ -1,17 +1,46 @@
 """What learning a task took, by kind of work: the account that comparisons at equal compute rest on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+
+
+class Positions(NamedTuple):
+    """How many positions a batch has, on the encoder's and the decoder's side together.
+
+    Attributes:
+        tokens: that hold a token; a tensor, because reading it would wait for the device.
+        total: with those that are padding.
+    """
+
+    tokens: Tensor
+    total: int
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> "Positions":
+        """Count a batch as a collator makes it; without a mask everything is a token."""
+        inputs = batch["input_ids"]
+        mask = batch.get("attention_mask")
+        held, total = torch.ones_like(inputs).sum() if mask is None else mask.sum(), inputs.numel()
+        labels = batch.get("labels")
+        # labels of another length than the input's are those of a decoder of their own
+        if labels is not None and labels.shape != inputs.shape:
+            held, total = held + labels.ne(-100).sum(), total + labels.numel()
+        return cls(held, total)
 
 
 @dataclass(slots=True)
 class Costs:
-    """What learning a task took: wall seconds by kind, and counts that do not depend on the machine."""
+    """What learning a task took: wall seconds by kind, and counts that do not depend on the machine.
+
+    `tokens` and `padding` are the positions that went through the model for the task, probes and rehearsal together:
+    those that hold a token of prompt or answer, and those that only fill the batch up.
+    """
 
     task_seconds: float = 0.0
     probe_seconds: float = 0.0
@@ -27,6 +56,8 @@ class Costs:
     probe_rows: int = 0
     search_rows: int = 0
     merges: int = 0
+    tokens: int = 0
+    padding: int = 0
     peak_memory_bytes: int = 0
 
     def to_json(self) -> dict[str, float]:
@@ -37,6 +68,14 @@ class Costs:
     def total_seconds(self) -> float:
         """Of the training: on the task, probing, rehearsing and fusing."""
         return self.task_seconds + self.probe_seconds + self.rehearsal_seconds + self.fusion_seconds
+
+    def count_positions(self, batches: list[Positions], sum_over_ranks: Callable[..., list[float]]) -> None:
+        """Add this process's batches and those of all others, and empty the list; every process calls this."""
+        own = int(sum(batch.tokens for batch in batches)), sum(batch.total for batch in batches)
+        batches.clear()
+        tokens, total = sum_over_ranks(*own)
+        self.tokens += int(tokens)
+        self.padding += int(total - tokens)
 
     @contextmanager
     def measure(self, kind: Literal["probe", "rehearsal", "fusion", "memory", "evaluation"]) -> Iterator[None]:

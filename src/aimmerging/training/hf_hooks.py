@@ -1,7 +1,8 @@
 """What we take from transformers that it keeps private, all of it, and what would go wrong silently without each.
 
-The Trainer offers no public place to say what a checkpoint holds or how it is taken up again, so five methods with an
-underscore are overridden here. Nothing else in the package names a private part of transformers or accelerate.
+The Trainer offers no public place to say what a checkpoint holds, how it is taken up again or which rows share a batch,
+so methods with an underscore are overridden here. Nothing else in the package names a private part of transformers or
+accelerate.
 
 | method | why | without it |
 |---|---|---|
@@ -10,6 +11,7 @@ underscore are overridden here. Nothing else in the package names a private part
 | `_load_optimizer_and_scheduler` | the moments come from our state | moments of zero: another trajectory |
 | `_load_rng_state` | the random states of every process come from our state | another order of dropout masks |
 | `_run_epoch` | a checkpoint of the very last step is complete | one step more than was asked for |
+| `_get_train_sampler` | rows of similar length share a batch | any order, a quarter of the work is padding |
 """
 
 from pathlib import Path
@@ -20,7 +22,7 @@ from transformers import Trainer
 
 from aimmerging.errors import ConfigError
 from aimmerging.store.tensor_tree import load_state, save_state
-from aimmerging.training import resume
+from aimmerging.training import length_batches, resume
 
 HOOKS = (
     "_save_optimizer_and_scheduler",
@@ -28,8 +30,9 @@ HOOKS = (
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
     "_run_epoch",
+    "_get_train_sampler",
 )
-"""Methods of the Trainer that :class:`CheckpointHooks` overrides."""
+"""Methods of the Trainer that :class:`TrainerHooks` overrides."""
 
 
 def check_hooks(trainer: type) -> None:
@@ -41,15 +44,15 @@ def check_hooks(trainer: type) -> None:
     gone = [name for name in HOOKS if not callable(getattr(trainer, name, None))]
     if gone:
         raise ImportError(
-            f"transformers {transformers.__version__} has no {', '.join(gone)} in its Trainer, so checkpoints within a "
-            "task would be written and read without the method's state; install the release that constraints.txt names"
+            f"transformers {transformers.__version__} has no {', '.join(gone)} in its Trainer, so they would be "
+            "passed over silently; install the release that constraints.txt names"
         )
 
 
 check_hooks(Trainer)
 
 
-class CheckpointHooks:
+class TrainerHooks:
     """The overrides; in front of a Trainer, behind :class:`aimmerging.training.trainer.ContinualMixin`."""
 
     _resumed: dict[str, Any]
@@ -86,3 +89,12 @@ class CheckpointHooks:
         trainer: Any = self
         if trainer.state.global_step < trainer.state.max_steps:
             super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As the trainer's, or batches of similar length."""
+        trainer: Any = self
+        window = trainer.session.settings.length_window
+        dataset = trainer.train_dataset if train_dataset is None else train_dataset
+        if not window or not hasattr(dataset, "__len__"):
+            return super()._get_train_sampler(train_dataset)  # pyright: ignore[reportAttributeAccessIssue]
+        return length_batches.sampler(trainer, dataset, window)

@@ -71,8 +71,9 @@ class Method:
 
         Args:
             session: of the task.
-            batch: as the model got it.
-            outputs: of the model, with `logits` [rows, length, vocabulary].
+            batch: as the model got it; with `answer_only_logits` its labels are those that count alone, see
+                :mod:`aimmerging.training.answer_logits`.
+            outputs: of the model, with `logits` [rows, length of the labels, vocabulary].
         """
 
     def before_step(self, session: "Session") -> None:

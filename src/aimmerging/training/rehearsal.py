@@ -54,6 +54,9 @@ class RehearsalSettings:
         probe_fixed: the same rows at every probe of the task.
         seed: of all draws.
         on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
+        answer_only_logits: compute logits only where a label counts, on the task too, see TrainingConfig.
+        length_window: optimizer steps on the task among whose rows those of similar length are batched together; above
+            0 the rows of a rehearsal step are sorted by length too. 0 leaves the order to the trainer.
         placement: `interval`, in steps of their own whenever the method says so; `step`, inside every task step.
         share: with `step`, memory rows for each row of a step's batch.
         budget: with `step`, whether the memory rows come on top (`extra`) or take the places of task rows (`within`).
@@ -72,6 +75,8 @@ class RehearsalSettings:
     probe_fixed: bool = True
     seed: int = 0
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    answer_only_logits: bool = True
+    length_window: int = 0
     placement: Literal["interval", "step"] = "interval"
     share: float = 0.25
     budget: Literal["extra", "within"] = "extra"
@@ -216,7 +221,7 @@ class StepRehearsal:
         self.session.costs.memory_rows += self.rows
 
     def _riders(self, refs: Sequence[MemoryRef]) -> Riders:
-        batch, answers = self.session.collated(refs)
+        batch, answers = self.session.collated(refs, narrow=self.apart)
         if len(batch["labels"]) != len(refs):
             raise ConfigError(
                 f"the data collator packed {len(refs)} memory rows into {len(batch['labels'])}, so their losses cannot "

@@ -22,8 +22,10 @@ from aimmerging.core.fusion import local
 from aimmerging.core.signals import TokenLoss, token_losses, total_change
 from aimmerging.errors import ConfigError
 from aimmerging.training import guard, stopping
-from aimmerging.training.costs import Costs
+from aimmerging.training.answer_logits import narrowed
+from aimmerging.training.costs import Costs, Positions
 from aimmerging.training.distillation import AnswerLogits
+from aimmerging.training.length_batches import length
 from aimmerging.training.models import adapter_state, set_adapter_state
 from aimmerging.training.rehearsal import (
     RehearsalLoss,
@@ -52,6 +54,7 @@ class Session:
         probed: probes so far.
         own_moments: of the optimizer, by parameter, for `separate` rehearsal.
         in_step: the rehearsal inside the task's steps, where `rehearsal.placement` puts it there.
+        uncounted: positions of this process's batches that `costs` does not have yet.
     """
 
     trainer: Any
@@ -65,6 +68,7 @@ class Session:
     probed: int = 0
     own_moments: Any = field(default_factory=lambda: defaultdict(dict))
     in_step: StepRehearsal = field(init=False)
+    uncounted: list[Positions] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.in_step = StepRehearsal(self)
@@ -392,6 +396,9 @@ class Session:
     ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits] | None]]:
         """This rank's rows of a draw, collated and on the device, with their stored logits where all rows have some."""
         size, mine = self.settings.micro_batch_size, self.own(refs)
+        if self.settings.length_window:
+            rows = features or self.features
+            mine = sorted(mine, key=lambda ref: length(rows[ref.task][ref.row]))
         for start in range(0, len(mine), size):
             yield self.collated(mine[start : start + size], features)
 
@@ -400,20 +407,36 @@ class Session:
         return list(refs[self.trainer.accelerator.process_index :: self.world])
 
     def collated(
-        self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
+        self,
+        refs: Sequence[memory.MemoryRef],
+        features: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        narrow: bool = True,
     ) -> tuple[dict[str, Tensor], list[AnswerLogits] | None]:
-        """Rows as one batch on the device, and their stored logits where all of them have some."""
+        """Rows as one batch on the device, and their stored logits where all of them have some.
+
+        Args:
+            refs: the rows.
+            features: in place of the memory's.
+            narrow: False leaves the positions of the prompt in, for rows that are joined with others first.
+        """
         features = features or self.features
-        batch = self._prepared([features[ref.task][ref.row] for ref in refs])
+        batch = self._prepared([features[ref.task][ref.row] for ref in refs], narrow=narrow)
         stored = [self.answers[ref.task][ref.row] for ref in refs if ref.task in self.answers]
         return batch, stored if len(stored) == len(refs) else None
 
-    def _prepared(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def _prepared(self, rows: Sequence[Mapping[str, Any]], *, narrow: bool = True) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""
-        batch: Any = send_to_device(self.trainer.data_collator(rows), self.trainer.accelerator.device)
+        collated = self.trainer.data_collator(rows)
+        self.uncounted.append(Positions.of(collated))
+        batch: Any = send_to_device(collated, self.trainer.accelerator.device)
         if not self.shift and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(batch["labels"])
-        return dict(batch)
+        return self.narrowed(batch) if narrow else dict(batch)
+
+    def narrowed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch at the positions that count, where `answer_only_logits` asks for it."""
+        return narrowed(self.model, batch) if self.settings.answer_only_logits else dict(batch)
 
     @contextmanager
     def _rehearsal_moments(self) -> Iterator[None]:

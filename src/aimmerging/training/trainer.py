@@ -18,9 +18,9 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.errors import ModelError
 from aimmerging.training import guard
-from aimmerging.training.costs import Costs
+from aimmerging.training.costs import Costs, Positions
 from aimmerging.training.distillation import AnswerLogits
-from aimmerging.training.hf_hooks import CheckpointHooks
+from aimmerging.training.hf_hooks import TrainerHooks
 from aimmerging.training.method import Method
 from aimmerging.training.rehearsal import Riders, join
 from aimmerging.training.session import RehearsalSettings, Session
@@ -54,6 +54,7 @@ class _MethodCallback(TrainerCallback):
         """Let the method finish and settle the time account: what is not counted elsewhere was the task's."""
         session = self.trainer.session
         self.trainer.method.after_task(session)
+        session.costs.count_positions(session.uncounted, session.sum_over_ranks)
         self.settle(session.costs)
 
     def settle(self, costs: Costs, rehearsed: float = 0.0) -> None:
@@ -70,7 +71,7 @@ class _MethodCallback(TrainerCallback):
             costs.peak_memory_bytes = max(costs.peak_memory_bytes, torch.cuda.max_memory_allocated())
 
 
-class ContinualMixin(CheckpointHooks):
+class ContinualMixin(TrainerHooks):
     """Put in front of Trainer, Seq2SeqTrainer or TRL's SFTTrainer.
 
     Args (besides the trainer's own):
@@ -124,6 +125,7 @@ class ContinualMixin(CheckpointHooks):
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's, keeping the loss for signals.jsonl and counting rows; the loss is the task's alone."""
         self._step_rows += len(inputs["input_ids"]) * self.session.world
+        self.session.uncounted.append(Positions.of(inputs))
         self._riders = self.session.in_step.take()
         loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self._riders, loss = None, loss - self.session.in_step.joint_loss
@@ -140,20 +142,26 @@ class ContinualMixin(CheckpointHooks):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """As the trainer's, and while training with the method's extra loss, weighted as the batch's token loss is."""
         plain, riders = super().compute_loss, self._riders  # pyright: ignore[reportAttributeAccessIssue]
+        # a trainer with a loss of its own, as TRL's, decides by itself where it needs logits
+        narrow = model.training and plain.__func__ is Trainer.compute_loss
+        rows = len(inputs["labels"]) if riders is not None else 0
+        if riders is not None:
+            inputs = join(inputs, riders, self.session.model)
+        if narrow:
+            inputs = self.session.narrowed(inputs)
         if not model.training or (riders is None and type(self.method).extra_loss is Method.extra_loss):
             # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
             return plain(model, inputs, return_outputs, num_items_in_batch)
         if riders is None:
             loss, outputs = plain(model, inputs, True, num_items_in_batch)
         else:
-            rows, batch = len(inputs["labels"]), join(inputs, riders, self.session.model)
-            labels = batch["labels"]
+            labels = inputs["labels"]
             # hidden labels leave the trainer's own loss that of the task's rows
             hidden = torch.cat([labels[:rows], torch.full_like(labels[rows:], -100)])
-            loss, outputs = plain(model, batch | {"labels": hidden}, True, num_items_in_batch)
+            loss, outputs = plain(model, inputs | {"labels": hidden}, True, num_items_in_batch)
             joined = self.session.in_step.joined(riders, labels[rows:], outputs.logits[rows:])
             loss = loss + joined * self._divisor(num_items_in_batch)
-            inputs, outputs = {name: value[:rows] for name, value in batch.items()}, copy.copy(outputs)
+            inputs, outputs = {name: value[:rows] for name, value in inputs.items()}, copy.copy(outputs)
             outputs.logits = outputs.logits[:rows]
         extra = self.method.extra_loss(self.session, inputs, outputs)
         if extra is not None:
@@ -193,6 +201,7 @@ class ContinualMixin(CheckpointHooks):
         record = {"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate}
         session.record(record | rehearsal.record())
         self.method.after_step(session)
+        session.costs.count_positions(session.uncounted, session.sum_over_ranks)
         guard.check_weights(session)
         rows = 0 if rehearsal.apart else rehearsal.rows  # those apart have their time measured
         rehearsed = rows / max(rows + self._step_rows, 1)

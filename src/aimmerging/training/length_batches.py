@@ -1,0 +1,97 @@
+"""Batches of rows of similar length, so that little of a batch is padding; the rows of an epoch stay the same.
+
+The rows are shuffled first. Within windows of a few optimizer steps they are then sorted by length and cut into
+micro-batches, and the micro-batches of a window are shuffled, so that steps do not go from short to long.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from torch.utils.data import Sampler
+
+from aimmerging.errors import ConfigError
+
+Length = tuple[int, int]
+
+
+def length(row: Mapping[str, Any]) -> Length:
+    """Tokens of a row's `input_ids` and, where two rows have as many, of its `labels`: rows are sorted by it."""
+    return len(row["input_ids"]), len(row.get("labels", ()))
+
+
+def epoch_order(lengths: Sequence[Length], together: int, window: int, key: str) -> list[int]:
+    """Places of all rows in the order they are learned in one epoch.
+
+    Args:
+        lengths: of the rows.
+        together: rows of similar length, those of one micro-batch on every process.
+        window: rows among which they are chosen, a multiple of `together`.
+        key: the order depends on it and on the lengths alone.
+    """
+    rng, order = Random(key), list(range(len(lengths)))
+    rng.shuffle(order)
+    # the rows that fill no micro-batch come last, else the loader would cut all groups after them in other places
+    whole = len(order) - len(order) % together
+    result: list[int] = []
+    for start in range(0, whole, window):
+        rows = sorted(order[start : min(start + window, whole)], key=lambda place: lengths[place])
+        groups = [rows[first : first + together] for first in range(0, len(rows), together)]
+        rng.shuffle(groups)
+        result += [place for group in groups for place in group]
+    return result + order[whole:]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LengthBatches(Sampler[int]):
+    """Gives a data loader the places of :func:`epoch_order`.
+
+    Attributes:
+        lengths: of the rows.
+        together: see :func:`epoch_order`.
+        window: see :func:`epoch_order`.
+        seed: of all epochs.
+        epoch: asked when an epoch begins. A resumed epoch so has the order that it had; being told of it would not do,
+            because the loader that skips what was learned does not pass it on.
+    """
+
+    lengths: Sequence[Length]
+    together: int
+    window: int
+    seed: int
+    epoch: Callable[[], int]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(epoch_order(self.lengths, self.together, self.window, f"{self.seed}/{self.epoch()}"))
+
+
+def sampler(trainer: Any, dataset: Any, steps: int) -> LengthBatches:
+    """Of a transformers trainer, which knows the epoch, the seed and the sizes of its batches.
+
+    Args:
+        trainer: whose state and arguments are read.
+        dataset: map-style, of tokenised rows.
+        steps: optimizer steps a window.
+
+    Raises:
+        ConfigError: the rows are not tokenised.
+    """
+    if len(dataset) and "input_ids" not in dataset[0]:
+        raise ConfigError(
+            f"length_window needs tokenised rows, and these have {', '.join(map(repr, dataset[0]))} in place of "
+            "'input_ids'; tokenise them before training, or set length_window to 0"
+        )
+    arguments = trainer.args
+    together = arguments.train_batch_size * arguments.world_size
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    return LengthBatches(
+        [length(row) for row in dataset],
+        together,
+        steps * together * arguments.gradient_accumulation_steps,
+        seed,
+        lambda: int(trainer.state.epoch or 0),
+    )

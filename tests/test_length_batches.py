@@ -1,0 +1,212 @@
+"""Batches of similar length: an epoch's rows stay the same, the order is the seed's, resume exact, padding counted."""
+
+from collections import Counter
+from itertools import pairwise
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from trainer_kit import AtStep, adapter, arguments, far, load, past, rows
+from transformers import Trainer
+
+from aimmerging import ContinualTrainer, Method, RehearsalSettings, Replay
+from aimmerging.config import resolve
+from aimmerging.errors import ConfigError
+from aimmerging.report.run_view import Costs as ReportedCosts
+from aimmerging.store import run_directory
+from aimmerging.training.costs import Positions
+from aimmerging.training.encoding import Collator
+from aimmerging.training.length_batches import epoch_order
+
+BASES = ["tiny_t5", "tiny_llama"]
+SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 9)), max_size=70)
+
+
+@given(SIZES, st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
+def test_every_row_comes_once_and_the_order_is_the_keys(lengths, together, steps, epoch):
+    order = epoch_order(lengths, together, together * steps, f"0/{epoch}")
+    assert sorted(order) == list(range(len(lengths)))
+    assert order == epoch_order(lengths, together, together * steps, f"0/{epoch}")
+
+
+@given(SIZES, st.integers(1, 5), st.integers(1, 4))
+def test_a_window_holds_the_rows_of_the_shuffled_order_in_micro_batches_by_length(lengths, together, steps):
+    window = together * steps
+    order = epoch_order(lengths, together, window, "7/0")
+    shuffled = list(range(len(lengths)))
+    Random("7/0").shuffle(shuffled)
+    whole = len(order) - len(order) % together
+    assert order[whole:] == shuffled[whole:]
+    for start in range(0, whole, window):
+        end = min(start + window, whole)
+        assert set(order[start:end]) == set(shuffled[start:end])
+        groups = [order[first : first + together] for first in range(start, end, together)]
+        spans = sorted((lengths[group[0]], lengths[group[-1]]) for group in groups)
+        assert all(low <= high for low, high in spans)
+        assert all(one[1] <= other[0] for one, other in pairwise(spans))
+
+
+def test_epochs_and_seeds_differ_and_steps_do_not_go_from_short_to_long():
+    lengths = [(place % 50, 1) for place in range(400)]
+    orders = {key: epoch_order(lengths, 8, 64, key) for key in ("0/0", "0/1", "1/0")}
+    assert len({tuple(order) for order in orders.values()}) == 3
+    starts = [lengths[place][0] for place in orders["0/0"][::8]]
+    assert sum(one > other for one, other in pairwise(starts)) > len(starts) / 4
+
+
+class Noting(ContinualTrainer):
+    """Keeps the rows of the task's batches in the order they came."""
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.__dict__.setdefault("batches", []).append({name: value.clone() for name, value in inputs.items()})
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def trainer(folder, out, window, *, method=None, memory=0, kind=Noting, dropout=0.0, **changes):
+    model, codec = load(folder, dropout=dropout)
+    return kind(
+        model=model,
+        args=arguments(out, **{"max_steps": -1, "num_train_epochs": 2, "learning_rate": 1e-3, **changes}),
+        train_dataset=codec.examples(rows(25, 0)),
+        data_collator=Collator(codec.tokenizer.pad_token_id),
+        method=method or Method(),
+        memory=past(codec, memory) if memory else {},
+        rehearsal=RehearsalSettings(8, 2, probe_rows=4, length_window=window),
+    )
+
+
+def texts(batches):
+    return [
+        tuple(row[mask.bool()].tolist())
+        for batch in batches
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_epoch_has_the_same_rows_and_less_padding(request, tmp_path, base):
+    folder = request.getfixturevalue(base)
+    found = {}
+    for window in (0, 4):
+        found[window] = trainer(folder, tmp_path, window)
+        found[window].train()
+    for epoch in (slice(0, 7), slice(7, 14)):
+        assert Counter(texts(found[4].batches[epoch])) == Counter(texts(found[0].batches[epoch]))
+    assert texts(found[4].batches[:7]) != texts(found[4].batches[7:])
+    plain, ours = found[0].session.costs, found[4].session.costs
+    assert ours.tokens == plain.tokens
+    assert ours.padding < 0.6 * plain.padding
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_positions_are_counted_as_the_batches_have_them(request, tmp_path, base):
+    folder = request.getfixturevalue(base)
+    seen = []
+
+    def look(session):
+        session.rehearse(2)
+        session.probe()
+
+    noted = trainer(folder, tmp_path, 2, method=AtStep(look), memory=12)
+    collate = noted.data_collator
+    noted.data_collator = lambda features: seen.append(features) or collate(features)
+    noted.train()
+    both = base == "tiny_t5"
+    tokens = sum(len(row["input_ids"]) + both * len(row["labels"]) for batch in seen for row in batch)
+    total = sum(
+        len(batch) * (max(len(row["input_ids"]) for row in batch) + both * max(len(row["labels"]) for row in batch))
+        for batch in seen
+    )
+    costs = noted.session.costs
+    assert len(seen) == 14 + 2 * 4 + 2
+    assert (costs.tokens, costs.padding) == (tokens, total - tokens)
+
+
+def test_a_batch_without_a_mask_is_all_tokens():
+    counted = Positions.of({"input_ids": torch.zeros(3, 5, dtype=torch.int64)})
+    assert (int(counted.tokens), counted.total) == (15, 15)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_rehearsal_by_length_has_the_same_rows_and_gradient_and_less_padding(request, tmp_path, base):
+    folder = request.getfixturevalue(base)
+    gradients, costs = [], []
+    for window in (0, 1):
+
+        def look(session):
+            gradients.append(session.memory_gradients())
+
+        made = trainer(folder, tmp_path, window, method=AtStep(look, step=1), memory=24, max_steps=1)
+        made.session.trainer.args.learning_rate = 0.0
+        made.train()
+        costs.append(made.session.costs)
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    assert costs[0].memory_rows == costs[1].memory_rows == 8
+    assert costs[1].padding < costs[0].padding
+
+
+@pytest.mark.parametrize("at", [3, 7, 10])
+def test_resume_goes_on_with_the_same_batches_bit_for_bit(tiny_llama, tmp_path, at):
+    changes = {"save_strategy": "steps", "save_steps": at, "gradient_accumulation_steps": 1}
+    whole = trainer(tiny_llama, tmp_path / "whole", 2, method=Replay(), memory=8, dropout=0.1, **changes)
+    whole.train()
+    again = trainer(tiny_llama, tmp_path / "again", 2, method=Replay(), memory=8, dropout=0.1, **changes)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
+    assert texts(again.batches) == texts(whole.batches[at:])
+    assert far(adapter(again), adapter(whole)) == 0.0
+    assert (again.session.costs.tokens, again.session.costs.padding) == (
+        whole.session.costs.tokens,
+        whole.session.costs.padding,
+    )
+
+
+def test_off_is_the_trainers_own_order(tiny_llama, tmp_path):
+    ours = trainer(tiny_llama, tmp_path, 0)
+    ours.train()
+    seen = []
+
+    class Plain(Trainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            seen.append(inputs)
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    model, codec = load(tiny_llama)
+    Plain(
+        model=model,
+        args=ours.args,
+        train_dataset=codec.examples(rows(25, 0)),
+        data_collator=Collator(codec.tokenizer.pad_token_id),
+    ).train()
+    assert texts(seen) == texts(ours.batches)
+
+
+def test_rows_that_are_not_tokenised_are_refused(tiny_llama, tmp_path):
+    made = trainer(tiny_llama, tmp_path, 2)
+    made.train_dataset = [{"text": "not tokenised"}]
+    with pytest.raises(ConfigError, match=r"'text'.*set length_window to 0"):
+        made.get_train_dataloader()
+
+
+def test_published_presets_keep_the_shuffled_order():
+    windows = {
+        preset: resolve({"preset": preset, "benchmark": "skills"}).training.length_window
+        for preset in ("paper", "reference", "default")
+    }
+    assert windows == {"paper": 0, "reference": 0, "default": 8}
+
+
+def test_a_run_from_before_keeps_the_order_that_it_had(tmp_path):
+    config = resolve({"benchmark": "skills"})
+    run_directory.save_config(tmp_path, config)
+    assert run_directory.saved_config(tmp_path).training.length_window == 8
+    path = tmp_path / "config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "length_window" not in line))
+    assert run_directory.saved_config(tmp_path).training.length_window == 0
+
+
+def test_the_report_shows_the_share_of_padding():
+    assert ReportedCosts(tokens=75, padding=25).padding_share == 0.25
+    assert ReportedCosts().padding_share is None
