@@ -1,22 +1,28 @@
 """Rehearsal inside the task's steps: both computations against a gradient by hand, rows in turn, budgets, resume."""
 
+import math
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from trainer_kit import adapter, continual, far, load, rows
 
-from aimmerging import Method, RehearsalSettings, Replay
+from aimmerging import Aim, ControllerConfig, Method, RehearsalSettings, Replay
 from aimmerging.config import resolve
 from aimmerging.core.memory import draw_places, step_places
 from aimmerging.errors import ConfigError
 from aimmerging.methods import METHODS, RecurrentKIF, SlowLora, build
-from aimmerging.training.distillation import answer_logits
+from aimmerging.training.distillation import answer_logits, load_logits, save_logits
 
 BASES = ["tiny_t5", "tiny_llama"]
+STEADY = ControllerConfig(
+    interval=3, rehearsal_steps=3, adaptive=False, threshold_rule="zscore", signal_steps="elapsed", merge_at_end=True
+)
 
 
 @pytest.fixture(params=BASES)
@@ -281,10 +287,18 @@ def test_values_that_would_be_ignored_are_refused(rehearsal, words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 5, 10])
-@pytest.mark.parametrize("make", [Replay, SlowLora, lambda: RecurrentKIF(interval=4)])
+@pytest.mark.parametrize(
+    "make", [Replay, SlowLora, lambda: RecurrentKIF(interval=4), lambda: Aim(replace(STEADY, weights="search"))]
+)
 def test_resume_is_exact(folder, tmp_path, make, at):
     settings = in_step(share=0.3, weight="norm_ratio", weight_every=4, budget="within")
-    changes = {"settings": settings, "lr_scheduler_type": "cosine", "save_strategy": "steps", "save_steps": 1}
+    changes = {
+        "answers": stored(folder),
+        "settings": settings,
+        "lr_scheduler_type": "cosine",
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
     whole = continual(folder, tmp_path, make(), **changes)
     whole.train()
     resumed = continual(folder, tmp_path / "again", make(), **changes)
@@ -292,3 +306,47 @@ def test_resume_is_exact(folder, tmp_path, make, at):
     assert far(adapter(whole), adapter(resumed)) == 0.0
     assert whole.session.events == resumed.session.events
     assert whole.session.costs.memory_rows == resumed.session.costs.memory_rows
+
+
+# --- AIMMerging reads forgetting from the rows that are there --------------------------------------------------------
+
+
+def test_forgetting_is_the_loss_now_less_the_loss_when_stored(folder, tmp_path):
+    """At the first step the adapter is the one that came in, so both losses can be had by hand."""
+    answers = stored(folder)
+    method = Aim(replace(STEADY, weights=(1.0, 1.0)))
+    start = continual(folder, tmp_path, Replay(), dropout=0.0)
+    trainer = trained(folder, tmp_path, in_step(share=0.75), method, answers=answers)
+    refs = draw_places(trainer.session.sizes, range(3), 0)
+    start.model.eval()
+    wanted = []
+    for task, row in refs:
+        feature = {name: torch.tensor([value]) for name, value in trainer.session.features[task][row].items()}
+        wanted.append(start.model(**feature).loss.item() - answers[task][row].loss)
+    first = trainer.session.events[0]
+    assert first["memory_loss"] == pytest.approx(sum(wanted) / 3, abs=1e-5)
+    costs = trainer.session.costs
+    assert (costs.probe_forwards, costs.memory_updates, costs.memory_rows) == (0, 0, 30)
+    merges = [event for event in trainer.session.events if event["kind"] == "merge"]
+    assert len(merges) == costs.merges > 0
+    assert {merge["rehearsal_steps"] for merge in merges} == {0}
+
+
+def test_without_a_loss_at_storing_there_is_no_signal(tiny_t5, tmp_path):
+    with pytest.raises(ConfigError, match="rows of one, two have none"):
+        trained(tiny_t5, tmp_path, in_step(), Aim(STEADY))
+    values = {"benchmark": "skills", "rehearsal": {"placement": "step", "distillation": None}}
+    with pytest.raises(ConfigError, match=r"set memory\.stored_logits above 0"):
+        build(resolve({**values, "memory": {"stored_logits": 0}}))
+    with pytest.raises(ConfigError, match=r"set controller\.threshold_rule to zscore"):
+        build(resolve({**values, "controller": {"threshold_rule": "mean"}}))
+
+
+def test_the_loss_is_kept_with_the_logits_and_missing_in_files_from_before(tiny_t5, tmp_path):
+    kept = stored(tiny_t5)["one"]
+    save_logits(tmp_path / "logits.safetensors", kept)
+    assert [row.loss for row in load_logits(tmp_path / "logits.safetensors")] == pytest.approx([r.loss for r in kept])
+    tensors = load_file(tmp_path / "logits.safetensors")
+    del tensors["losses"]
+    save_file(tensors, tmp_path / "logits.safetensors")
+    assert all(math.isnan(row.loss) for row in load_logits(tmp_path / "logits.safetensors"))

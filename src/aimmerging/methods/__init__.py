@@ -88,11 +88,28 @@ def build(config: RunConfig) -> Method:
             f"method {config.method!r} needs the logits of past models; set memory.stored_logits above 0, such as 32"
         )
     check_method(kind, config.method, config.rehearsal.placement)
+    if kind is Aim and config.rehearsal.placement == "step":
+        _check_signal(config)
     try:
         settings = settings_of(kind).model_validate(config.settings)
     except ValidationError as error:
         raise ConfigError(f"{explain(error, settings_of(kind))} in `settings` of method {config.method!r}") from None
     return kind(config.controller, **{name: getattr(settings, name) for name in type(settings).model_fields})
+
+
+def _check_signal(config: RunConfig) -> None:
+    """Refuse values with which AIMMerging could not read forgetting from the rows that a step rehearses."""
+    if not config.memory.stored_logits:
+        raise ConfigError(
+            "with rehearsal.placement: step method 'aim' reads forgetting from the loss that is kept beside the stored "
+            "logits; set memory.stored_logits above 0, such as 32, or rehearsal.placement to interval"
+        )
+    if config.controller.threshold_rule != "zscore":
+        raise ConfigError(
+            f"controller.threshold_rule is {config.controller.threshold_rule}, a multiple of the mean; with "
+            "rehearsal.placement: step the forgetting signal is a difference of losses, which may be negative; set "
+            "controller.threshold_rule to zscore"
+        )
 
 
 def settings_of(kind: type[Method]) -> type[BaseModel]:

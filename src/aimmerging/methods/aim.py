@@ -104,7 +104,7 @@ class Aim(Method):
             return decision, {}
         losses = candidate_losses(session, self.anchor, self.controller.candidates, self.controller.search_rows)
         weight = best_weight(losses)
-        found = {"candidates": [[weight, loss] for weight, loss in losses.items()]}
+        found = {"candidates": [[each, loss if math.isfinite(loss) else None] for each, loss in losses.items()]}
         return replace(decision, weight_in=weight, weight_out=weight), found
 
     def state(self) -> dict[str, Any]:

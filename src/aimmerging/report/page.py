@@ -119,7 +119,14 @@ def _run_sentence(view: RunView) -> str:
     work = [
         number_of(count, noun) for count, noun in ((costs.memory_updates, "rehearsal update"), (costs.merges, "merge"))
     ]
-    if costs.memory_updates or costs.merges:
+    if view.budget and costs.memory_rows:
+        place = "on top of" if view.budget == "extra" else "in the places of"
+        parts.append(
+            f"Training took {number_of(costs.task_updates, 'task update')} with "
+            f"{number_of(costs.memory_rows, 'memory row')} in them, {place} task rows (budget: {view.budget}): "
+            f"{number_of(costs.task_rows + costs.memory_rows, 'row')} in all, and {number_of(costs.merges, 'merge')}."
+        )
+    elif costs.memory_updates or costs.merges:
         parts.append(f"Training took {number_of(costs.task_updates, 'task update')}, {' and '.join(work)}.")
     else:
         parts.append(f"Training took {number_of(costs.task_updates, 'task update')}, without rehearsal or merges.")

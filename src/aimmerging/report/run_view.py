@@ -235,6 +235,8 @@ class RunView:
     manifest: Mapping[str, Any]
     protocol: str | None = None
     departures: tuple[str, ...] = ()
+    budget: Literal["extra", "within"] | None = None
+    """Of rehearsal inside the task's steps; None where it takes steps of its own."""
 
     @property
     def costs(self) -> Costs:
@@ -303,6 +305,7 @@ def read_run(run: Path) -> RunView:
         manifest=manifest,
         protocol=protocol,
         departures=tuple(protocols.departures(protocol, config.model_dump(mode="json"))) if protocol else (),
+        budget=config.rehearsal.budget if config.rehearsal.placement == "step" else None,
     )
 
 

@@ -382,5 +382,6 @@ def collect_scores(run: Path) -> dict[str, Any]:
         "matrix": matrix,
         "single_task": single_task,
         "summary": metrics.summarise(matrix, single_task)._asdict(),
+        "rehearsal": config.rehearsal.model_dump(include={"placement", "share", "budget"}),
         "costs": costs,
     }

@@ -38,7 +38,7 @@ def answer_logits(logits: Tensor, labels: Tensor, k: int, *, shift: bool) -> lis
     Returns:
         one entry a row, on the CPU.
     """
-    losses = row_losses(logits, labels, shift=shift)
+    losses = row_losses(logits.detach(), labels, shift=shift)
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     top = logits.float().topk(min(k, logits.shape[-1]), dim=-1)

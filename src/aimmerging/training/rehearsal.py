@@ -8,6 +8,7 @@ a forward and backward of their own after the task's; for the norm ratio and for
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -107,6 +108,28 @@ def memory_loss(
     if answers is None or not weights.kl:
         return loss
     return loss + weights.kl * distillation_loss(logits, labels, answers, shift=shift, temperature=weights.temperature)
+
+
+@contextmanager
+def rehearsal_moments(session: "Session") -> Iterator[None]:
+    """With `separate`, the optimizer works meanwhile on moments that are rehearsal's own.
+
+    Exchanging the state of one optimizer, rather than keeping two, leaves parameter groups, weight decay, learning rate
+    and loss scale the task's.
+    """
+    if session.settings.optimizer != "separate":
+        yield
+        return
+    _exchange_moments(session)
+    try:
+        yield
+    finally:
+        _exchange_moments(session)
+
+
+def _exchange_moments(session: "Session") -> None:
+    optimizer = session.trainer.optimizer
+    optimizer.state, session.own_moments = session.own_moments, optimizer.state
 
 
 class Riders(NamedTuple):

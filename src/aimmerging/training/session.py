@@ -7,7 +7,7 @@ method rehearses, distils, accumulates and counts in the same way, on one device
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from aimmerging.training.rehearsal import (
     StepRehearsal,
     check_method,
     memory_loss,
+    rehearsal_moments,
 )
 
 _OWN = ""  # what the task that is being learned is called in a draw; tasks have names
@@ -226,7 +227,7 @@ class Session:
         """
         if self.in_step.placed:
             return
-        with self.costs.measure("rehearsal"), self._rehearsal_moments():
+        with self.costs.measure("rehearsal"), rehearsal_moments(self):
             for number in range(steps):
                 if number:
                     stopping.poll()  # a single step is waited for: the end of the task's own step is a better place
@@ -437,26 +438,6 @@ class Session:
     def narrowed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch at the positions that count, where `answer_only_logits` asks for it."""
         return narrowed(self.model, batch) if self.settings.answer_only_logits else dict(batch)
-
-    @contextmanager
-    def _rehearsal_moments(self) -> Iterator[None]:
-        """With `separate`, the optimizer works meanwhile on moments that are rehearsal's own.
-
-        Exchanging the state of one optimizer, rather than keeping two, leaves parameter groups, weight decay, learning
-        rate and loss scale the task's.
-        """
-        if self.settings.optimizer != "separate":
-            yield
-            return
-        self._exchange_moments()
-        try:
-            yield
-        finally:
-            self._exchange_moments()
-
-    def _exchange_moments(self) -> None:
-        optimizer = self.trainer.optimizer
-        optimizer.state, self.own_moments = self.own_moments, optimizer.state
 
     def answer_tokens(self, labels: Tensor) -> int:
         """Labels that carry a loss; a decoder-only model predicts none at the first position."""
