@@ -1,4 +1,4 @@
-"""The longer generated sequences: reproducible, no sentence in two splits, and tasks that differ as they are meant to."""
+"""The longer generated sequences: reproducible, no sentence in two splits, and tasks differ as they are meant to."""
 
 from collections import defaultdict
 

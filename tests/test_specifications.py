@@ -42,6 +42,7 @@ def test_a_specification_is_accepted_and_its_cells_can_be_planned(path: Path, tm
     base = path.parent
     if tasks := spec.config.get("tasks"):
         base = tmp_path / "a" / "b"
+        base.mkdir(parents=True)
         for task in tasks:
             task_folders((base / task["path"]).resolve().parent, [task["name"]])
     cells = plan(spec, tmp_path / "out", base)
@@ -50,7 +51,9 @@ def test_a_specification_is_accepted_and_its_cells_can_be_planned(path: Path, tm
     assert spec.out, "without it the command in the file's first comment would not do"
 
 
-@pytest.mark.parametrize("path", [path for path in SPECS if path.parent.name == "questions"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in SPECS if path.parent.name == "questions"], ids=lambda path: path.stem
+)
 def test_a_question_is_asked_in_its_first_sentence(path: Path) -> None:
     said, _, _ = path.read_text().partition("schema_version")
     question, _, command = " ".join(line.removeprefix("#").strip() for line in said.splitlines()).partition("?")
@@ -73,6 +76,7 @@ def test_a_gpu_specification_learns_tiny_tasks_to_the_end(tiny_llama, tmp_path) 
     values["config"]["model"] |= {"name": str(tiny_llama)}
     values["config"]["training"] |= {"device": "cpu", "epochs": 2, "max_output_tokens": 3}
     base = tmp_path / "a" / "b"
+    base.mkdir(parents=True)
     task_folders(tmp_path / "a" / "standard_cl", BENCHMARKS["standard_cl"]["O1"])
     values["orders"] = {"O1": values["orders"]["O1"]}
     outcome = compare(parse_spec(values), tmp_path / "out", base=base)

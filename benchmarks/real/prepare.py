@@ -39,8 +39,8 @@ def make_rows(out: Path, source: Path | None, other_rows: bool) -> None:
     differ = [f"{task}/{split}" for task in TASKS for split in found[task] if found[task][split] != known[task][split]]
     if differ and not other_rows:
         raise SystemExit(
-            f"{out}: these rows are not those of the published numbers: {', '.join(differ)}. Those were made with --from "
-            f"and the files that the AIMMerging code ships; remove {out} and give that folder, or give --other-rows to "
+            f"{out}: these rows are not those of the published numbers: {', '.join(differ)}. Those were made with "
+            f"--from and the files that the AIMMerging code ships; remove {out} and give that folder, or give --other-rows to "
             "measure on these rows"
         )
     print(f"{out}: {'other rows than' if differ else 'the rows of'} checksums.json")
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, help="folder with train/sst-2_T5.json and so on")
     parser.add_argument("--model", type=Path, default=base.DEFAULT, help="folder of the base; made where it is missing")
-    parser.add_argument("--other-rows", action="store_true", help="go on with rows that are not those of checksums.json")
+    parser.add_argument("--other-rows", action="store_true", help="go on with rows that checksums.json lacks")
     options = parser.parse_args()
     try:
         make_rows(HERE / "rows", options.source, options.other_rows)
