@@ -40,8 +40,8 @@ def make_rows(out: Path, source: Path | None, other_rows: bool) -> None:
     if differ and not other_rows:
         raise SystemExit(
             f"{out}: these rows are not those of the published numbers: {', '.join(differ)}. Those were made with "
-            f"--from and the files that the AIMMerging code ships; remove {out} and give that folder, or give --other-rows to "
-            "measure on these rows"
+            f"--from and the files that the AIMMerging code ships; remove {out} and give that folder, or "
+            "give --other-rows to measure on these rows"
         )
     print(f"{out}: {'other rows than' if differ else 'the rows of'} checksums.json")
 
