@@ -184,7 +184,9 @@ class RunConfig(Section):
     single_task: str = Field(
         default="none", description="train: learn each task alone too; none; or a finished run's folder"
     )
-    benchmark: Literal["skills"] | None = Field(default=None, description="built-in tasks, learned before `tasks`")
+    benchmark: Literal["skills", "skills15", "skills50"] | None = Field(
+        default=None, description="built-in tasks, learned before `tasks`: five, fifteen or fifty short ones"
+    )
     tasks: list[TaskSource] = []
     order: list[str] | None = Field(default=None, description="names of the tasks to learn, in turn; default: as given")
     model: ModelConfig = ModelConfig()

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from aimmerging.benchmarks import skills, tiny_base
+from aimmerging.benchmarks import many_skills, skills, tiny_base
 from aimmerging.config import ModelConfig, RunConfig, unknown
 from aimmerging.data.loading import load_stream
 from aimmerging.data.tasks import TaskStream
 from aimmerging.errors import ConfigError
 from aimmerging.training.models import BUILT_IN
 from aimmerging.training.progress import Progress
+
+BENCHMARKS = {"skills": skills.task_stream, "skills15": many_skills.skills15, "skills50": many_skills.skills50}
+"""Built-in task streams by their name in the configuration, functions of a seed."""
 
 
 def task_stream(config: RunConfig, base: Path) -> TaskStream:
@@ -18,7 +21,7 @@ def task_stream(config: RunConfig, base: Path) -> TaskStream:
         DataError: listing every problem of every task.
         ConfigError: the order names a task that there is not.
     """
-    built_in = skills.task_stream(config.seed).tasks if config.benchmark == "skills" else ()
+    built_in = BENCHMARKS[config.benchmark](config.seed).tasks if config.benchmark else ()
     own = load_stream(config.tasks, config.seed, base).tasks if config.tasks else ()
     stream = TaskStream((*built_in, *own))
     if config.order is None:

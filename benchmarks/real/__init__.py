@@ -1,0 +1,1 @@
+"""Measurements on real text with models that people know."""
