@@ -104,9 +104,9 @@ def read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     for number, record in enumerate(read_jsonl(path), start=1):
         try:
-            rows.append(Row.from_json(record))
+            rows.append(Row.from_json(record, origin=f"{path}, line {number}"))
             intact = rows[-1].sha256 == record["sha256"]
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             intact = False
         if not intact:
             raise RunDirectoryError(
