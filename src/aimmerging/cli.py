@@ -48,10 +48,7 @@ AcceptOption = Annotated[
     bool, typer.Option("--accept-changes", help="Go on although library versions or values that are safe changed.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-ColumnsOption = Annotated[
-    str | None,
-    typer.Option("--columns", help="Where the rows name their columns otherwise: 'input: text, output: label'."),
-]
+ColumnsOption = Annotated[str | None, typer.Option("--columns", help="As a task's: 'input: text, output: label'.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: training.epochs=3.")]
 
 _INTERRUPTED = 130
@@ -171,8 +168,7 @@ def learn(
 
     # absolute, because the run directory remembers it
     path = task if task.startswith("hf:") else str(Path(task).absolute())
-    named = parse_columns(columns)
-    source = TaskSource(name=name, path=path, metric=metric, columns=named, carve_test=carve_test)
+    source = TaskSource(name, path, metric=metric, columns=parse_columns(columns), carve_test=carve_test)
     loaded = load_task(source, run_directory.saved_config(run_dir).seed)
     from aimmerging.run.story import learn as learn_task
 
@@ -217,23 +213,12 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a text, or each row of a file (one JSON object a line), with the last adapter."""
+    from aimmerging.commands.inference import answer, rows_at
     from aimmerging.config import parse_columns
-    from aimmerging.data.loading import load_rows
-    from aimmerging.data.problems import Problems
-    from aimmerging.data.tasks import Row
 
-    if columns is not None and input_file is None:
-        raise ConfigError("--columns names the columns of --input FILE; give both, or neither")
-    if (text is None) == (input_file is None):
-        raise ConfigError("give either a TEXT or --input FILE")
-    if text is not None and (not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text)):
-        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
-    notes, named = Problems(), parse_columns(columns)
-    rows = [Row("text", text, "")] if text is not None else load_rows(Path(str(input_file)), named, False, notes)
-    from aimmerging.commands.inference import answer
-
+    rows, notes = rows_at(text, input_file, None if columns is None else parse_columns(columns))
     with _progress() as progress:
-        for note in notes.listed():
+        for note in notes:
             progress.say(f"note: {note}")
         answers = answer(run_dir, rows, progress)
     if text is not None:

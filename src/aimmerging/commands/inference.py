@@ -79,6 +79,28 @@ def task_at(path: str, name: str | None, metric: str, columns: Mapping[str, str 
     return load_task(source, seed=0)
 
 
+def rows_at(
+    text: str | None, file: Path | None, columns: Mapping[str, str | None] | None
+) -> tuple[list[Row], list[str]]:
+    """The rows to answer, and what was met while reading them: one text, or the inputs of a file.
+
+    Raises:
+        ConfigError: both or neither are given, the text is none, or columns are named for a text.
+        DataError: with every problem of the file.
+    """
+    if (text is None) == (file is None):
+        raise ConfigError("give either a TEXT or --input FILE")
+    if file is not None:
+        notes = Problems()
+        return load_rows(file, columns, require_output=False, notes=notes), notes.listed()
+    if columns is not None:
+        raise ConfigError("--columns names the columns of --input FILE; give both, or neither")
+    assert text is not None
+    if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
+    return [Row("text", text, "")], []
+
+
 def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, Any]:
     """Score the last adapter on every learned task, or on the test rows of another one; nothing is written.
 

@@ -129,8 +129,8 @@ def _of_model(codec: Codec, settings: Any) -> list[Finding]:
     for name, number in ids_outside(codec, settings).items():
         text = (
             f"the tokenizer's {name} token has the id {number}, and the model has embeddings for {size} ids, from 0: "
-            "the token was added to the tokenizer alone. Take the tokenizer as it was published with the model (without "
-            "a pad token the end-of-sequence token pads), or save the model after model.resize_token_embeddings"
+            "the token was added to the tokenizer alone. Take the tokenizer as it was published with the model "
+            "(without a pad token the end-of-sequence token pads), or save the model after resize_token_embeddings"
         )
         found.append(Finding("ids", "", "", 0, text, refuses=True))
     if codec.templated and "strftime_now" in str(codec.tokenizer.chat_template):
@@ -181,7 +181,7 @@ def _in_words(
         cases = [_case(rows[index], say(rows[index])) for index in measured.places[kind]]
         more = f"; and {count - len(cases)} more" if count > len(cases) else ""
         text = f"{count} of {measured.rows} rows {sentence}: {'; '.join(cases)}{more}"
-        best = 100 * measured.reachable / measured.rows if kind == "unwritable" else None
+        best = 100 * measured.reachable / measured.rows if kind in ("unwritable", "cut_output") else None
         found.append(Finding(kind, task.name, split, count, text, refuses, best))
     return found
 
@@ -239,22 +239,30 @@ def _cut_input(codec: Codec, settings: Any, _measured: Measured, _task: Task) ->
     return False, sentence, lambda row: f"{len(codec.prompt_ids([codec.prompt_text(row)])[0])} tokens"
 
 
-def _cut_output(codec: Codec, _settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
-    sentence = f"have answers longer than {codec.max_output_tokens} tokens with their end, and lose the rest"
+def _cut_output(codec: Codec, _settings: Any, measured: Measured, task: Task) -> tuple[bool, str, Say]:
+    sentence = (
+        f"have answers longer than {codec.max_output_tokens} tokens with their end, and lose the rest: "
+        f"{_best(measured, task)}; raise training.max_output_tokens"
+    )
     return False, sentence, lambda row: f"{len(codec.answer_ids([row])[0]) + 1} tokens"
 
 
 def _unwritable(codec: Codec, _settings: Any, measured: Measured, task: Task) -> tuple[bool, str, Say]:
-    share, best = measured.counts["unwritable"] / measured.rows, 100 * measured.reachable / measured.rows
+    share = measured.counts["unwritable"] / measured.rows
     sentence = (
         f"({share:.0%}) have answers that this tokenizer cannot write: they do not come back when encoded and decoded; "
-        f"the highest {task.metric} that can be reached is {best:.1f} points"
+        f"{_best(measured, task)}"
     )
 
     def say(row: Row) -> str:
-        return f"{shown(row.output)} comes back as {shown(codec.texts(codec.answers([row]))[0])}"
+        return f"{shown(row.output)} comes back as {shown(codec.texts(codec.answer_ids([row]))[0])}"
 
     return False, sentence, say
+
+
+def _best(measured: Measured, task: Task) -> str:
+    best = 100 * measured.reachable / measured.rows
+    return f"the highest {task.metric} that can be reached is {best:.1f} points"
 
 
 def _plainly(sentence: str, of: str, *, refuses: bool = False) -> _Words:

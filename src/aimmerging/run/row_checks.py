@@ -99,16 +99,21 @@ def _measure_answers(
 ) -> None:
     """Whether the metric takes an answer, once encoded and decoded again, for the answer that the row has."""
     whole = codec.answer_ids(rows)
-    kept = codec.answers(rows)
-    for index, (row, ids, text) in enumerate(zip(rows, whole, codec.texts(kept), strict=True), start):
+    for index, (row, ids, text) in enumerate(zip(rows, whole, codec.texts(whole), strict=True), start):
         if size is not None and ids and max(ids) >= size:
             found.add("ids", index)
-        if len(ids) + 1 > codec.max_output_tokens:
-            found.add("cut_output", index)
-        best = 1.0 if text == row.output.strip() else metrics.score(metric, [text], [row.output])[0]
-        found.reachable += best
+        best = _best(text, row, metric)
         if best < 1.0:
             found.add("unwritable", index)
+        if len(ids) + 1 > codec.max_output_tokens:
+            found.add("cut_output", index)
+            best = _best(codec.texts([ids[: codec.max_output_tokens - 1]])[0], row, metric)
+        found.reachable += best
+
+
+def _best(text: str, row: Row, metric: str) -> float:
+    """The score of a text, 0..1, were it the prediction; equal texts need no metric."""
+    return 1.0 if text == row.output.strip() else metrics.score(metric, [text], [row.output])[0]
 
 
 def special_tokens(codec: Codec) -> re.Pattern[str]:
