@@ -22,8 +22,15 @@ TEMPLATE_DATE = datetime(2025, 1, 1)
 _BATCH = 1000
 
 
-def _fixed_date(form: str) -> str:
-    return TEMPLATE_DATE.strftime(form)
+_DIRECTIVES = [f"%{letter}" for letter in "YmdBbAaHMSpyjIZz"]
+_FIXED_DATE = (
+    "{%- macro strftime_now(form) -%}{{ form | replace('%-d', '"
+    + str(TEMPLATE_DATE.day)
+    + "')"
+    + "".join(f" | replace('{name}', '{TEMPLATE_DATE.strftime(name)}')" for name in _DIRECTIVES)
+    + " }}{%- endmacro -%}"
+)
+"""Stands before a template and takes the place of transformers' clock: callables cannot be handed to a template."""
 
 
 @dataclass(slots=True)
@@ -106,7 +113,7 @@ class Codec:
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=True,
-                strftime_now=_fixed_date,
+                chat_template=self._template(),
                 **TEMPLATE_INPUT,
             )
         except Exception as error:  # a template is a program: it raises errors of its own, and of any type
@@ -115,6 +122,11 @@ class Codec:
                 f"{row.place}: the tokenizer's chat template refuses this row: {said}; change the row's messages to "
                 "what the template takes"
             ) from None
+
+    def _template(self) -> str | None:
+        """A template that asks for the date, with a date that never changes; None: the tokenizer's own."""
+        own = self.tokenizer.chat_template
+        return _FIXED_DATE + own if isinstance(own, str) and "strftime_now" in own else None
 
     def _tokenized(self, texts: Sequence[str], *, specials: bool) -> list[list[int]]:
         """Token ids of texts, in batches that keep the tokenizer's memory small."""
