@@ -17,8 +17,8 @@ from aimmerging.training.models import load_tokenizer
 
 ALTERNATING = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must take turns') }}"
-    "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must take turns') }}{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
 
@@ -89,6 +89,12 @@ def test_a_system_message_that_is_repeated_or_folded_is_told(tmp_path, template,
     assert found(config)[kind, "train"]["rows"] == 8
 
 
+TALK = (
+    "{{% for m in messages %}}{{{{ m.content }}}}"
+    "{{% for c in m.tool_calls or [] %}}{{{{ c.{} }}}}{{% endfor %}}{{% endfor %}}"
+)
+
+
 def with_tools(n) -> dict:
     call = {"id": "c1", "type": "function", "function": {"name": "find_order", "arguments": json.dumps({"number": n})}}
     turns = [
@@ -120,12 +126,12 @@ def test_tools_and_calls_are_in_the_prompt_as_the_template_writes_them(tmp_path)
     ("template", "missing"),
     [
         (
-            "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endfor %}",
+            TALK.format("function | tojson"),
             None,
         ),
         ("{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}", "the tool call 'find_order'"),
         (
-            "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}{% endfor %}",
+            "{{ tools | tojson }}" + TALK.format("function.name"),
             "the tool call 'find_order'",
         ),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "the tool 'find_order'"),
