@@ -116,7 +116,8 @@ def test_parquet_problems(tmp_path):
         ({"messages": [{"role": "user", "content": "q"}]}, "must have role 'assistant', found role 'user'"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "the input (messages before the answer"),
         ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}]}, "the answer (last"),
-        ({"messages": [{"from": "human", "value": "q"}]}, "found keys ['from', 'value']"),
+        ({"messages": [{"from": "human", "value": "q"}]}, "must have role 'assistant', found role 'user'"),
+        ({"messages": [{"from": "human", "text": "q"}]}, "found keys ['from', 'text']"),
         ({"messages": [{"role": "user", "content": ["q"]}]}, "needs role and content, both strings"),
         ({"messages": ["q"]}, "found str"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "message 1 in 'messages' holds half a character"),
@@ -171,7 +172,9 @@ def test_duplicate_ids_within_and_across_splits_name_both_places(tmp_path):
     train = [row | {"id": name} for row, name in zip(plain(3), ["a", "b", "a"], strict=True)]
     place = folder(tmp_path / "t", train, [row | {"id": "b"} for row in plain(1, start=9)])
     within, across = problems_of(lambda: load_task(TaskSource(path=str(place)), 0))
-    assert within == f"{place}/train.jsonl, line 3: id 'a' is already used in line 1; ids are unique within a task"
+    cure = "give each row one of its own, or set columns: {id: null} to number the rows"
+    twice = "id 'a' is already used in line 1; ids are unique within a task"
+    assert within == f"{place}/train.jsonl, line 3: {twice}; {cure}"
     assert across.startswith(f"{place}/test.jsonl, line 1: id 'b' is already used in {place}/train.jsonl, line 2")
 
 

@@ -48,6 +48,7 @@ AcceptOption = Annotated[
     bool, typer.Option("--accept-changes", help="Go on although library versions or values that are safe changed.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ColumnsOption = Annotated[str | None, typer.Option("--columns", help="As a task's: 'input: text, output: label'.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: training.epochs=3.")]
 
 _INTERRUPTED = 130
@@ -156,16 +157,18 @@ def learn(
     name: Annotated[str | None, typer.Option(help="Its name; default: from the path.")] = None,
     metric: Annotated[str, typer.Option(help="exact_match, rouge_l or token_f1.")] = "exact_match",
     carve_test: Annotated[float, typer.Option(help="Share of train to test on if there is no test split.")] = 0.0,
+    columns: ColumnsOption = None,
     accept_changes: AcceptOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add one task to an existing run, keeping the old ones: the production case."""
+    from aimmerging.config import parse_columns
     from aimmerging.data.loading import TaskSource, load_task
     from aimmerging.store import run_directory
 
     # absolute, because the run directory remembers it
     path = task if task.startswith("hf:") else str(Path(task).absolute())
-    source = TaskSource(name=name, path=path, metric=metric, carve_test=carve_test)
+    source = TaskSource(name, path, metric=metric, columns=parse_columns(columns), carve_test=carve_test)
     loaded = load_task(source, run_directory.saved_config(run_dir).seed)
     from aimmerging.run.story import learn as learn_task
 
@@ -182,14 +185,18 @@ def evaluate(
     ] = None,
     name: Annotated[str | None, typer.Option(help="With --task: its name.")] = None,
     metric: Annotated[str, typer.Option(help="With --task: its metric.")] = "exact_match",
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score the last adapter on every learned task, or on another one."""
-    from aimmerging.commands.inference import quiz_at, score_run
+    from aimmerging.commands.inference import score_run, task_at
+    from aimmerging.config import parse_columns
 
-    quiz = None if task is None else quiz_at(task, name, metric)
+    if columns is not None and task is None:
+        raise ConfigError("--columns names the columns of --task; give both, or neither")
+    other = None if task is None else task_at(task, name, metric, parse_columns(columns))
     with _progress() as progress:
-        result = score_run(run_dir, quiz, progress)
+        result = score_run(run_dir, other, progress)
     if as_json:
         _print_json(result)
         return
@@ -202,20 +209,17 @@ def predict(
     run_dir: RunArgument,
     text: Annotated[str | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="File of rows with inputs.")] = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a text, or each row of a file (one JSON object a line), with the last adapter."""
-    from aimmerging.data.loading import load_rows
-    from aimmerging.data.tasks import Row
+    from aimmerging.commands.inference import answer, rows_at
+    from aimmerging.config import parse_columns
 
-    if (text is None) == (input_file is None):
-        raise ConfigError("give either a TEXT or --input FILE")
-    if text is not None and (not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text)):
-        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
-    rows = [Row("text", text, "")] if text is not None else load_rows(Path(str(input_file)), require_output=False)
-    from aimmerging.commands.inference import answer
-
+    rows, notes = rows_at(text, input_file, None if columns is None else parse_columns(columns))
     with _progress() as progress:
+        for note in notes:
+            progress.say(f"note: {note}")
         answers = answer(run_dir, rows, progress)
     if text is not None:
         if as_json:
@@ -383,7 +387,8 @@ def doctor(
     from aimmerging.commands.doctor import examine
     from aimmerging.commands.terminal import show_findings
 
-    findings = examine(config, overrides or [])
+    with _progress() as progress:
+        findings = examine(config, overrides or [], progress)
     if as_json:
         _print_json(findings)
     else:

@@ -341,6 +341,26 @@ def _placement_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def parse_columns(text: str | None) -> dict[str, str | None]:
+    """Read the `columns` of a task from a command line: `input: text, output: label`, braces or not.
+
+    Raises:
+        ConfigError: it is no mapping of names.
+    """
+    if text is None:
+        return {}
+    try:
+        value = parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
+    except (ValueError, RecursionError):
+        value = None
+    names = value.items() if isinstance(value, dict) else [(None, None)]
+    if not all(isinstance(ours, str) and (theirs is None or isinstance(theirs, str)) for ours, theirs in names):
+        raise ConfigError(
+            f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
+        )
+    return dict(value)
+
+
 def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Put `above` over `below`; mappings merge, everything else is replaced."""
     merged = dict(below)

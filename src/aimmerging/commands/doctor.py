@@ -1,20 +1,20 @@
 """`aimmerging doctor`: what is installed, which devices there are, and whether a configuration would run."""
 
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aimmerging.config import load_config
 from aimmerging.methods import build
-from aimmerging.run import sources
+from aimmerging.run import preflight, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
-from aimmerging.training.encoding import Truncation
-from aimmerging.training.models import BUILT_IN, load_tokenizer
+from aimmerging.training.progress import Progress
 
 
-def examine(config_path: Path | None, overrides: list[str]) -> dict[str, Any]:
-    """Return findings as plain data; with a configuration, load its tasks and tokenizer but no weights.
+def examine(config_path: Path | None, overrides: list[str], progress: Progress) -> dict[str, Any]:
+    """Return findings as plain data; with a configuration, encode its tasks as they would be, without the weights.
 
     Raises:
         AimmergingError: the configuration would not run; says why.
@@ -29,36 +29,34 @@ def examine(config_path: Path | None, overrides: list[str]) -> dict[str, Any]:
         "trl": importlib.util.find_spec("trl") is not None,
     }
     if config_path is not None:
-        findings["config"] = _examine_config(config_path, overrides)
+        findings["config"] = _examine_config(config_path, overrides, progress)
     return findings
 
 
-def _examine_config(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """Tasks, steps and lengths that the configuration leads to."""
-    from aimmerging.training.encoding import Codec
-
+def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dict[str, Any]:
+    """Tasks, steps and lengths that the configuration leads to, and what is to be known of the rows."""
     config = load_config(path, overrides)
     build(config)
     stream = sources.task_stream(config, path.parent)
-    found: dict[str, Any] = {"method": config.method, "preset": config.preset, "model": config.model.name, "tasks": []}
-    codec = None
-    if config.model.name not in BUILT_IN:
-        settings, tokenizer = load_tokenizer(config.model, config.model.name)
-        lengths = (config.training.max_input_tokens, config.training.max_output_tokens)
-        codec = Codec(tokenizer, bool(settings.is_encoder_decoder), *lengths, config.model.chat_template)
-    for task in stream:
-        count = Truncation()
-        if codec is not None:
-            codec.examples(task.train, count)
-        found["tasks"].append(
+    codec, settings = sources.codec(config, progress)
+    findings = preflight.examine(stream.tasks, codec, settings)
+    preflight.refuse(findings)
+    cut = {(found.task, found.split, found.kind): found.rows for found in findings}
+    return {
+        "method": config.method,
+        "preset": config.preset,
+        "model": config.model.name,
+        "tasks": [
             {
                 "name": task.name,
                 "train": len(task.train),
                 "validation": len(task.validation),
                 "test": len(task.test),
                 "updates": updates(config, len(task.train)),
-                "cut_inputs": count.inputs,
-                "cut_outputs": count.outputs,
+                "cut_inputs": cut.get((task.name, "train", "cut_input"), 0),
+                "cut_outputs": cut.get((task.name, "train", "cut_output"), 0),
             }
-        )
-    return found
+            for task in stream
+        ],
+        "findings": [asdict(finding) | {"sentence": str(finding)} for finding in findings],
+    }

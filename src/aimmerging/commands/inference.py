@@ -1,7 +1,8 @@
 """Use a finished run: score its adapter on tasks, answer inputs, export it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,11 @@ import torch
 from aimmerging.config import RunConfig
 from aimmerging.core.metrics import METRICS
 from aimmerging.data.loading import TaskSource, load_rows, load_task
-from aimmerging.data.problems import did_you_mean
+from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.splits import default_name
-from aimmerging.data.tasks import Row
+from aimmerging.data.tasks import Row, Task
 from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
-from aimmerging.run import sources
+from aimmerging.run import preflight, sources, stage_writer
 from aimmerging.run.generation import evaluate, generate, points
 from aimmerging.run.scoring import Quiz
 from aimmerging.store import run_directory
@@ -37,7 +38,7 @@ def load_learned(run: Path, progress: Progress) -> Learned:
     """Load base and last committed adapter of a run, on the device that would be trained on.
 
     Raises:
-        RunDirectoryError: no run, or nothing is learned yet.
+        RunDirectoryError: no run, nothing is learned yet, or the base model is not the one that was trained on.
         ModelError: the base cannot be loaded or the adapter does not fit.
     """
     config = run_directory.saved_config(run)
@@ -46,6 +47,7 @@ def load_learned(run: Path, progress: Progress) -> Learned:
         raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
     run_directory.check_stages(stages[-1:])
     loaded = _load_stage(config, stages[-1], progress)
+    run_directory.refuse_changes(run, stage_writer.base_changes(run, loaded), accept=False, of="base model")
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
     loaded.model.eval()
@@ -60,8 +62,8 @@ def _load_stage(config: RunConfig, stage: run_directory.Stage, progress: Progres
     return load_model(config.model_copy(update={"model": model}), sources.base_folder(config.model, progress))
 
 
-def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
-    """All rows of a file, or the test rows of a folder or dataset (:attr:`aimmerging.data.loading.TaskSource.path`).
+def task_at(path: str, name: str | None, metric: str, columns: Mapping[str, str | None]) -> Task:
+    """All rows of a file, or the rows of a folder or dataset (:attr:`aimmerging.data.loading.TaskSource.path`).
 
     Raises:
         ConfigError: unknown metric.
@@ -70,18 +72,52 @@ def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{did_you_mean(metric, METRICS)}; allowed: {', '.join(METRICS)}")
     if os.path.isfile(path):  # unlike pathlib's, it takes any text for a path
-        return Quiz(name or default_name(path, Path()), metric, tuple(load_rows(Path(path))))
-    return Quiz.of(load_task(TaskSource(name=name, path=path, metric=metric, carve_validation=0), seed=0), "test")
+        notes = Problems()
+        rows = tuple(load_rows(Path(path), columns, notes=notes))
+        return Task(name or default_name(path, Path()), (), (), rows, metric, path, tuple(notes.listed()))
+    source = TaskSource(name=name, path=path, metric=metric, columns=columns, carve_validation=0)
+    return load_task(source, seed=0)
 
 
-def score_run(run: Path, other: Quiz | None, progress: Progress) -> dict[str, Any]:
-    """Score the last adapter on every learned task, or on another one; nothing is written.
+def rows_at(
+    text: str | None, file: Path | None, columns: Mapping[str, str | None] | None
+) -> tuple[list[Row], list[str]]:
+    """The rows to answer, and what was met while reading them: one text, or the inputs of a file.
+
+    Raises:
+        ConfigError: both or neither are given, the text is none, or columns are named for a text.
+        DataError: with every problem of the file.
+    """
+    if (text is None) == (file is None):
+        raise ConfigError("give either a TEXT or --input FILE")
+    if file is not None:
+        notes = Problems()
+        return load_rows(file, columns, require_output=False, notes=notes), notes.listed()
+    if columns is not None:
+        raise ConfigError("--columns names the columns of --input FILE; give both, or neither")
+    assert text is not None
+    if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
+    return [Row("text", text, "")], []
+
+
+def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, Any]:
+    """Score the last adapter on every learned task, or on the test rows of another one; nothing is written.
 
     Returns:
         {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
+
+    Raises:
+        DataError: rows of the other task cannot be encoded.
     """
-    quizzes = Quiz.saved(run_directory.committed_stages(run)) if other is None else [other]
+    quizzes = Quiz.saved(run_directory.committed_stages(run)) if other is None else [Quiz.of(other, "test")]
     config, loaded, stage = load_learned(run, progress)
+    if other is not None:
+        tested = replace(other, train=(), validation=())
+        findings = preflight.examine([tested], loaded.codec, loaded.settings)
+        preflight.refuse(findings)
+        for finding in findings:
+            progress.say(f"note: {finding}")
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
         for quiz in quizzes:

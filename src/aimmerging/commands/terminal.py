@@ -98,6 +98,8 @@ def show_findings(findings: dict[str, Any]) -> None:
         rows = [[task["name"], *(str(task[key]) for key in keys)] for task in config["tasks"]]
         title = f"{config['method']} ({config['preset']}) on {config['model']} would run"
         show_table(title, ["task", *(key.replace("_", " ") for key in keys)], rows)
+        for finding in config["findings"]:
+            console.print(f"note: {printable(finding['sentence'])}", highlight=False, markup=False)
 
 
 def _points(value: float | None) -> str:

@@ -25,7 +25,7 @@ from aimmerging.config import Preset, Protocol, RunConfig, Section, deep_merge, 
 from aimmerging.config import unknown as unknown_value
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import METHODS, build
-from aimmerging.run import sources
+from aimmerging.run import preflight, sources
 from aimmerging.store import run_directory
 from aimmerging.training.progress import Progress
 
@@ -254,8 +254,7 @@ def compare(
     with run_directory.locked(out):
         todo = [cell for cell in cells.values() if not _finished(cell) and (retry or not _failed(cell))]
         progress.say(f"{len(cells)} cells, {len(todo)} to run")
-        if todo:
-            sources.base_folder(todo[0].config.model, progress)
+        _check_rows(todo, progress)
         for cell in todo:
             (cell.out / FAILED).unlink(missing_ok=True)
         failures = run_cells(todo, workers, progress, engine=engine, keep_going=True)
@@ -263,6 +262,30 @@ def compare(
             if cell.name in failures:
                 _note_failure(cell, failures[cell.name], progress)
         return conclude(spec, out, cells)
+
+
+def _check_rows(cells: Sequence[Cell], progress: Progress) -> None:
+    """Encode the rows of all cells once, before the first of them is trained; build the base if need be.
+
+    Raises:
+        DataError: listing every row that cannot be learned from or scored.
+    """
+    seen: set[str] = set()
+    said: set[str] = set()
+    for cell in cells:
+        training = cell.config.training
+        limits = (training.max_input_tokens, training.max_output_tokens)
+        kind = json.dumps([cell.config.model.model_dump(mode="json"), limits, cell.config.seed])
+        if kind in seen:
+            continue
+        seen.add(kind)
+        codec, settings = sources.codec(cell.config, progress)
+        findings = preflight.examine(sources.task_stream(cell.config, cell.base).tasks, codec, settings)
+        preflight.refuse(findings)
+        for sentence in dict.fromkeys(map(str, findings)):
+            if sentence not in said:
+                said.add(sentence)
+                progress.say(f"note: {sentence}")
 
 
 def conclude(spec: ComparisonSpec, out: Path, cells: Mapping[Place, Cell], *, recompute: bool = False) -> Outcome:

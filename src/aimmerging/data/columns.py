@@ -1,61 +1,111 @@
 """Records to rows: which columns hold the prompt and the answer, and whether their values can be used.
 
-Three forms are known: `input`/`output`, `prompt`/`completion` (both strings, or both lists of chat messages as TRL has
-them) and `messages` (the answer is the last message).
+Known forms: `input`/`output`, `prompt`/`completion` (both strings, or both lists of chat messages as TRL has them),
+`messages` or `conversations` (the answer is the last message), and `instruction`/`input`/`output`, whose instruction
+stands before the input. A column that may belong to the prompt and that no form reads is refused by name.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aimmerging.data.chats import HALF_CHARACTER, Report, encodable, read_tools, read_turns, text_of
 from aimmerging.data.problems import did_you_mean
-from aimmerging.data.readers import DuplicateKey
 from aimmerging.data.tasks import Message, Row
 
-Report = Callable[[str, str], None]
-"""Takes the kind and the text of a problem; file and line are known to it already."""
-
-COLUMNS = ("id", "input", "output", "messages")
+COLUMNS = ("id", "instruction", "input", "output", "messages", "system", "tools")
 """The keys a `columns` mapping may have."""
 
 _PAIRS = (("input", "output"), ("prompt", "completion"))
+_CHATS = ("messages", "conversations")
 _ALLOWED = "input and output, or prompt and completion, or messages"
 _NO_VALUE = frozenset({"nan", "NaN", "NAN"})  # what pandas writes for a missing cell; "None" is a label in real data
+_PROMPT_LIKE = (
+    *("question", "query", "text", "sentence", "prompt", "problem", "input", "document", "article", "source"),
+    *("content", "message", "instruction"),
+)
+_ANSWER_LIKE = (
+    *("answer", "label", "response", "completion", "target", "output", "summary", "solution", "category", "class"),
+    "answers",
+)
+_BEFORE_LIKE = ("instruction", "context", "passage", "system")
+_PART_OF_A_PROMPT = frozenset(
+    {"instruction", "system", "system_prompt", "context", "history", "question", "query", "passage", "document",
+     "documents", "tools", "functions", "choices", "options", "premise", "hypothesis", "chat_template_kwargs",
+     "image", "images", "audio", "video", "videos", "input", "prompt", "messages", "conversations"}
+)  # fmt: skip
+"""Columns that a row's prompt usually needs: left unread, the same text would have several answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Source columns of a table: either `input` and `output`, or `messages`; the unused ones are None."""
+    """Source columns of a table: either `input` and `output`, or `messages`; the unused ones are None.
 
-    id: str
+    Attributes:
+        id: None where rows are numbered whatever their ids.
+        input: of the prompt.
+        output: of the answer.
+        messages: of the chat.
+        instruction: of a text that stands before the input.
+        system: of a text that becomes the chat's first message.
+        tools: of the tools that the chat template offers.
+        chosen: the user named the columns, so what else there is was left out on purpose.
+    """
+
+    id: str | None
     input: str | None = None
     output: str | None = None
     messages: str | None = None
+    instruction: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    chosen: bool = False
+
+    def unread(self, record: Mapping[str, Any]) -> list[str]:
+        """Columns of a record that hold something and that nothing reads."""
+        read = {self.id, self.input, self.output, self.messages, self.instruction, self.system, self.tools, "id"}
+        return [name for name, value in record.items() if name not in read and value not in (None, "", [], {})]
 
 
-def check_mapping(columns: Mapping[str, str], report: Report) -> bool:
+def check_mapping(columns: Mapping[str, str | None], report: Report) -> bool:
     """Report keys of a `columns` mapping that are unknown or exclude one another; tell whether it can be used."""
-    unknown = [key for key in columns if key not in COLUMNS]
-    for key in unknown:
-        report("columns", f"columns: unknown key {key!r}{did_you_mean(key, COLUMNS)}; allowed: {', '.join(COLUMNS)}")
-    clash = "messages" in columns and ("input" in columns or "output" in columns)
-    if clash:
-        report("columns", "columns: give either messages, or input and output; messages hold both")
-    return not unknown and not clash
+    problems = [
+        f"columns: unknown key {key!r}{did_you_mean(key, COLUMNS)}; allowed: {', '.join(COLUMNS)}"
+        for key in columns
+        if key not in COLUMNS
+    ]
+    problems += [
+        f"columns: {key} is null; name a column, or leave {key} out (only id may be null: rows are numbered then)"
+        for key, value in columns.items()
+        if value is None and key != "id"
+    ]
+    if "messages" in columns and ("input" in columns or "output" in columns):
+        problems.append("columns: give either messages, or input and output; messages hold both")
+    if "messages" in columns and "instruction" in columns:
+        problems.append("columns: instruction stands before an input; for messages, name the column as `system`")
+    if "system" in columns and ("input" in columns or "output" in columns):
+        problems.append("columns: system belongs to messages; for input and output, name the column as `instruction`")
+    for problem in problems:
+        report("columns", problem)
+    return not problems
 
 
 def find_form(
-    columns: Mapping[str, str], found: Mapping[str, Any], require_output: bool, report: Report
+    columns: Mapping[str, str | None], found: Mapping[str, Any], require_output: bool, report: Report
 ) -> Form | None:
     """Return where the first record, with the keys `found`, has what; None where that is missing or ambiguous."""
-    form = _mapped_form(columns) or _detected_form(columns, found, require_output, report)
+    form = _mapped_form(columns, found) or _detected_form(columns, found, require_output, report)
     if form is None:
         return None
-    needed = {"input": form.input, "messages": form.messages}
+    needed = {"input": form.input, "messages": form.messages, "system": form.system, "tools": form.tools}
     if require_output:
         needed["output"] = form.output
-    if "id" in columns:
+    if form.instruction is not None:  # of the two texts of a prompt, a row may lack one
+        needed["instruction"] = form.instruction
+        if form.instruction in found or form.input in found:
+            del needed["instruction"], needed["input"]
+    if columns.get("id") is not None:
         needed["id"] = form.id
     missing = {ours: theirs for ours, theirs in needed.items() if theirs is not None and theirs not in found}
     for ours, theirs in missing.items():
@@ -64,24 +114,34 @@ def find_form(
     return None if missing else form
 
 
-def _mapped_form(columns: Mapping[str, str]) -> Form | None:
-    row_id = columns.get("id", "id")
+def _mapped_form(columns: Mapping[str, str | None], found: Mapping[str, Any]) -> Form | None:
+    """The form that the user named; whatever is not named keeps its usual name."""
+    row_id, tools = columns.get("id", "id"), columns.get("tools") or ("tools" if "tools" in found else None)
     if "messages" in columns:
-        return Form(row_id, messages=columns["messages"])
-    if "input" in columns or "output" in columns:
-        return Form(row_id, input=columns.get("input", "input"), output=columns.get("output", "output"))
+        system = columns.get("system") or ("system" if "system" in found else None)
+        return Form(row_id, messages=columns["messages"], system=system, tools=tools, chosen=True)
+    if "input" in columns or "output" in columns or "instruction" in columns:
+        source, target = columns.get("input") or "input", columns.get("output") or "output"
+        return Form(
+            row_id, source, target, instruction=columns.get("instruction"), tools=columns.get("tools"), chosen=True
+        )
     return None
 
 
 def _detected_form(
-    columns: Mapping[str, str], found: Mapping[str, Any], require_output: bool, report: Report
+    columns: Mapping[str, str | None], found: Mapping[str, Any], require_output: bool, report: Report
 ) -> Form | None:
-    row_id = columns.get("id", "id")
-    forms = [Form(row_id, *pair) for pair in _PAIRS if set(pair) <= found.keys()]
+    row_id, tools = columns.get("id", "id"), columns.get("tools") or ("tools" if "tools" in found else None)
+    outputs = [target for _, target in _PAIRS if not require_output or target in found]
+    if "instruction" in found and "output" in outputs and not any(name in found for name in _CHATS):
+        if "input" in found:
+            return Form(row_id, "input", "output", instruction="instruction", tools=tools)
+        return Form(row_id, "instruction", "output", tools=tools)
+    forms = [Form(row_id, *pair, tools=tools) for pair in _PAIRS if set(pair) <= found.keys()]
     if not forms and not require_output:
-        forms = [Form(row_id, *pair) for pair in _PAIRS if pair[0] in found]
-    if "messages" in found:
-        forms.append(Form(row_id, messages="messages"))
+        forms = [Form(row_id, *pair, tools=tools) for pair in _PAIRS if pair[0] in found]
+    system = columns.get("system") or ("system" if "system" in found else None)
+    forms += [Form(row_id, messages=name, system=system, tools=tools) for name in _CHATS if name in found]
     if len(forms) == 1:
         return forms[0]
     if forms:
@@ -94,14 +154,26 @@ def _detected_form(
 
 
 def _naming_cure(found: Mapping[str, Any], require_output: bool) -> str:
-    """Propose a `columns` mapping, with the closest name found for each column of ours."""
-    wanted = ("input", "output") if require_output else ("input",)
-    entries = (f"{ours}: <your column>{did_you_mean(ours, found)}" for ours in wanted)
+    """Propose the `columns` mapping that would read a table; columns that nobody can guess stay open."""
+    source = next((name for name in _PROMPT_LIKE if name in found), None)
+    target = next((name for name in _ANSWER_LIKE if name in found and name != source), None)
+    before = next((name for name in _BEFORE_LIKE if name in found and name not in (source, target)), None)
+    if source is not None and (target is not None or not require_output):
+        return f"name yours with columns: {_mapping_of(Form(None, source, target, instruction=before))}"
+    if source == "text" and require_output:
+        return (
+            "a text in one piece does not say where the answer begins: put prompt and answer into columns of their "
+            "own, or name the column of the answer with columns: {input: text, output: <your column>}"
+        )
+    guesses = {"input": source, "output": target} if require_output else {"input": source}
+    entries = (f"{ours}: {name or f'<your column>{did_you_mean(ours, found)}'}" for ours, name in guesses.items())
     return f"name yours with columns: {{{', '.join(entries)}}}"
 
 
 def _mapping_of(form: Form) -> str:
-    return f"{{messages: {form.messages}}}" if form.messages else f"{{input: {form.input}, output: {form.output}}}"
+    """The `columns` that would lead to a form, as a user writes it."""
+    named = {"instruction": form.instruction, "input": form.input, "output": form.output, "messages": form.messages}
+    return "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in named.items() if theirs is not None) + "}"
 
 
 def _names(found: Mapping[str, Any]) -> str:
@@ -109,19 +181,40 @@ def _names(found: Mapping[str, Any]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
 
 
+def refuse_unread(record: Mapping[str, Any], form: Form, report: Report) -> bool:
+    """Report a column that may belong to the prompt and that nobody chose to leave out; tell whether there is none."""
+    if form.chosen:
+        return True
+    left = [name for name in form.unread(record) if name in _PART_OF_A_PROMPT]
+    for name in left:
+        leave = f"set columns: {_mapping_of(form)} to leave it out"
+        if form.messages is not None:
+            cure = f"put what it says into the messages, or {leave}"
+        elif form.instruction is None and isinstance(record[name], str):
+            named = Form(None, form.input, form.output, instruction=name)
+            cure = f"set columns: {_mapping_of(named)} to put it before the input, or {leave}"
+        else:
+            cure = f"join it with the input in one column, or {leave}"
+        report(f"unread column {name}", f"the column {name!r} would not be read; {cure}")
+    return not left
+
+
 def parse_row(
-    record: Mapping[str, Any], form: Form, default_id: str, require_output: bool, report: Report
+    record: Mapping[str, Any], form: Form, default_id: str, require_output: bool, report: Report, note: Report
 ) -> Row | None:
     """Return the row that `record` holds, or None after reporting everything that is wrong with it."""
-    row_id = _row_id(record.get(form.id), default_id, report)
+    sound = refuse_unread(record, form, report)
+    row_id = _row_id(record.get(form.id) if form.id is not None else None, default_id, report)
+    tools = read_tools(record.get(form.tools), form.tools, report) if form.tools is not None else ()
     if form.messages is not None:
-        turns = _turns(record, form.messages, report)
+        turns = _turns(record, form.messages, report, note)
+        turns = None if turns is None else _with_system(turns, record, form, report)
         row = None if turns is None else _chat_row(turns, form.messages, require_output, report)
     elif form.input is not None and form.output is not None:
-        row = _pair_row(record, form.input, form.output, require_output, report)
+        row = _pair_row(record, form, require_output, report, note)
     else:
         raise AssertionError("a form has either messages or both input and output")
-    return None if row is None or row_id is None else Row(row_id, *row)
+    return None if row is None or row_id is None or tools is None or not sound else Row(row_id, *row, tools)
 
 
 _Content = tuple[str, str, tuple[Message, ...]]
@@ -129,22 +222,57 @@ _Content = tuple[str, str, tuple[Message, ...]]
 
 
 def _pair_row(
-    record: Mapping[str, Any], source: str, target: str, require_output: bool, report: Report
+    record: Mapping[str, Any], form: Form, require_output: bool, report: Report, note: Report
 ) -> _Content | None:
+    source, target = str(form.input), str(form.output)
     has_output = require_output or record.get(target) is not None
     chat = [isinstance(record.get(name), list) for name in (source, target)]
     if has_output and any(chat) and not all(chat) and source in record and target in record:
         report("wrong type", f"{source!r} and {target!r} must both be strings or both be lists of messages")
         return None
+    if chat[0] and form.instruction is not None:
+        report("wrong type", f"{source!r} is a list of messages, before which {form.instruction!r} cannot be put")
+        return None
     if chat[0]:
-        prompt = _turns(record, source, report)
-        answer = _turns(record, target, report) if has_output else ()
+        prompt = _turns(record, source, report, note)
+        answer = _turns(record, target, report, note) if has_output else ()
         if prompt is None or answer is None:
             return None
         return _chat_row(prompt + answer, target, has_output, report)
-    text = _text(record, source, report, convert=False)
+    text = _prompt_text(record, source, form.instruction, report)
     output = _text(record, target, report, convert=True) if has_output else ""
     return None if text is None or output is None else (text, output, ())
+
+
+def _prompt_text(record: Mapping[str, Any], source: str, before: str | None, report: Report) -> str | None:
+    """The prompt: the input, below the instruction where a form has one. Of the two a row may lack one."""
+    if before is None:
+        return _text(record, source, report, convert=False)
+    names = [name for name in (before, source) if not _is_blank(record.get(name))]
+    if not names:
+        report("empty", f"{before!r} and {source!r} are both empty")
+        return None
+    texts = [_text(record, name, report, convert=False) for name in names]
+    return None if None in texts else "\n".join(text for text in texts if text is not None)
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _with_system(
+    turns: tuple[Message, ...], record: Mapping[str, Any], form: Form, report: Report
+) -> tuple[Message, ...] | None:
+    """The turns, after the system message that a column of its own holds."""
+    if form.system is None or _is_blank(record.get(form.system)):
+        return turns
+    text = _text(record, form.system, report, convert=False)
+    if text is None:
+        return None
+    if turns and turns[0]["role"] == "system":
+        report("two systems", f"{form.system!r} and the first message in {form.messages!r} are both a system message")
+        return None
+    return (Message(role="system", content=text), *turns)
 
 
 def _chat_row(turns: tuple[Message, ...], column: str, require_output: bool, report: Report) -> _Content | None:
@@ -154,35 +282,26 @@ def _chat_row(turns: tuple[Message, ...], column: str, require_output: bool, rep
         report("last message", f"the last message in {column!r} must have role 'assistant', found {last}")
         return None
     before, output = (turns[:-1], turns[-1]["content"]) if answered else (turns, "")
-    text = "\n".join(turn["content"] for turn in before)
+    if answered and "tool_calls" in turns[-1]:
+        report(
+            "tool call last",
+            f"the last message in {column!r} is a tool call, and the answer that is learned and scored is text: end "
+            "the row with the assistant's text, or write the call as the text of the last message",
+        )
+        return None
+    text = "\n".join(text_of(turn) for turn in before)
     sound = _not_blank(text, f"the input (messages before the answer in {column!r})", report)
     if answered:
         sound = _not_blank(output, f"the answer (last message in {column!r})", report) and sound
     return (text, output, before) if sound else None
 
 
-def _turns(record: Mapping[str, Any], column: str, report: Report) -> tuple[Message, ...] | None:
-    """Return the chat turns in `column`, reduced to role and content."""
+def _turns(record: Mapping[str, Any], column: str, report: Report, note: Report) -> tuple[Message, ...] | None:
     value = record.get(column)
-    if not isinstance(value, list):
-        _report_missing_or_wrong(record, column, "a list of messages", report)
-        return None
-    turns: list[Message] = []
-    for position, turn in enumerate(value, start=1):
-        if isinstance(turn, DuplicateKey):
-            report("duplicate key", f"message {position} in {column!r}: {turn}")
-            return None
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            found = f"keys {sorted(map(str, turn))}" if isinstance(turn, dict) else type(turn).__name__
-            text = f"message {position} in {column!r} needs role and content, both strings; found {found}"
-            report("message", text)
-            return None
-        if not _encodable(role + content):
-            report("surrogate", f"message {position} in {column!r} {_HALF_CHARACTER}")
-            return None
-        turns.append(Message(role=role, content=content))
-    return tuple(turns)
+    if isinstance(value, list):
+        return read_turns(value, column, report, note)
+    _report_missing_or_wrong(record, column, "a list of messages", report)
+    return None
 
 
 def _text(record: Mapping[str, Any], column: str, report: Report, convert: bool) -> str | None:
@@ -194,8 +313,8 @@ def _text(record: Mapping[str, Any], column: str, report: Report, convert: bool)
         report("no value", f"{column!r} is {value}, not a text")
     elif not isinstance(value, str):
         _report_missing_or_wrong(record, column, "a string" + (" or number" if convert else ""), report)
-    elif not _encodable(value):
-        report("surrogate", f"{column!r} {_HALF_CHARACTER}")
+    elif not encodable(value):
+        report("surrogate", f"{column!r} {HALF_CHARACTER}")
     elif _not_blank(value, repr(column), report):
         return value
     return None
@@ -215,7 +334,7 @@ def _not_blank(text: str, what: str, report: Report) -> bool:
 def _row_id(value: object, default: str, report: Report) -> str | None:
     if value is None:
         return default
-    if isinstance(value, str) and value.strip() and _encodable(value):
+    if isinstance(value, str) and value.strip() and encodable(value):
         return value
     if _is_number(value):
         return str(value)
@@ -228,20 +347,6 @@ def _is_number(value: object) -> bool:
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and math.isfinite(value)
     )
-
-
-_HALF_CHARACTER = "holds half a character (a lone surrogate such as \\ud800), which cannot be written as UTF-8"
-
-
-def _encodable(text: str) -> bool:
-    """Tell whether `text` can be written as UTF-8: JSON escapes may hold lone surrogates."""
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _report_missing_or_wrong(record: Mapping[str, Any], column: str, wanted: str, report: Report) -> None:

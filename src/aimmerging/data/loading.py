@@ -4,7 +4,9 @@ The way of a row: :mod:`aimmerging.data.splits` finds the file of each split, :m
 :mod:`aimmerging.data.columns` turns records into rows; this module checks rows against one another and carves splits.
 """
 
+import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 from aimmerging.core.metrics import METRICS
+from aimmerging.data.chats import text_of
 from aimmerging.data.columns import Form, check_mapping, find_form, parse_row
 from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.readers import ENDINGS, Table, open_table
@@ -21,6 +24,7 @@ from aimmerging.errors import DataError
 
 _EXAMPLES = 3
 """Places written out where rows of two splits have the same input."""
+_COLUMNS_SHOWN = 12
 _LEAK_CURE = "remove them from one of the two (`aimmerging prepare` does it for the released benchmarks)"
 
 
@@ -36,7 +40,8 @@ class TaskSource:
         validation: as `train`.
         test: as `train`.
         metric: one of :data:`aimmerging.core.metrics.METRICS`.
-        columns: source column of each of our columns id, input, output, messages where the names differ.
+        columns: source column of each of our columns id, instruction, input, output, messages, system, tools where the
+            names differ; `id: null` numbers the rows.
         carve_validation: share of train, in [0, 1), set aside where there is no validation split; 0 = none.
         carve_test: share of train, in [0, 1), set aside where there is no test split; 0 = a test split is required.
         max_train: number of rows kept, drawn with the seed; None = all, in file order.
@@ -50,7 +55,7 @@ class TaskSource:
     validation: str | None = None
     test: str | None = None
     metric: str = "exact_match"
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | None] = field(default_factory=dict)
     carve_validation: float = 0.1
     carve_test: float = 0.0
     max_train: int | None = None
@@ -90,13 +95,19 @@ def load_task(source: TaskSource, seed: int, base: Path = Path()) -> Task:
     return load_stream([source], seed, base).tasks[0]
 
 
-def load_rows(path: Path, columns: Mapping[str, str] | None = None, require_output: bool = True) -> list[Row]:
+def load_rows(
+    path: Path,
+    columns: Mapping[str, str | None] | None = None,
+    require_output: bool = True,
+    notes: Problems | None = None,
+) -> list[Row]:
     """Read the rows of one file; ids default to "<file name>-<index>".
 
     Args:
         path: a JSON, JSONL, CSV or Parquet file.
         columns: as :attr:`TaskSource.columns`.
         require_output: False where the answers may be missing; `output` is "" then.
+        notes: receives what does not stop the reading, such as columns that nothing reads.
 
     Raises:
         DataError: with every problem of the file.
@@ -106,7 +117,7 @@ def load_rows(path: Path, columns: Mapping[str, str] | None = None, require_outp
     columns = columns or {}
     rows: list[Row] = []
     if check_mapping(columns, partial(problems.add, str(path))) and table is not None:
-        split = _read_split(table, path.stem, columns, problems, require_output)
+        split = _read_split(table, path.stem, columns, problems, Problems() if notes is None else notes, require_output)
         _check_ids([split], problems)
         rows = split.rows
     if problems:
@@ -135,9 +146,9 @@ def _task_name(source: TaskSource, base: Path) -> str:
 
 def _load(source: TaskSource, seed: int, base: Path, problems: Problems) -> Task | None:
     """Return the task, or None after noting at least one problem."""
-    before = len(problems)
+    before, notes = len(problems), Problems()
     name = _task_name(source, base)
-    rows = _read_splits(source, name, base, problems)
+    rows = _read_splits(source, name, base, problems, notes)
     if len(problems) > before:
         return None
     shares = {"test": source.carve_test, "validation": source.carve_validation}
@@ -153,10 +164,13 @@ def _load(source: TaskSource, seed: int, base: Path, problems: Problems) -> Task
         split: _draw((rows | carved).get(split, []), limits[split], random.Random(f"{seed}/{name}/max/{split}"))
         for split in SPLITS
     }
-    return Task(name, metric=source.metric, source=source.path or source.train or "", **kept)
+    where = source.path or source.train or ""
+    return Task(name, metric=source.metric, source=where, notes=tuple(notes.listed()), **kept)
 
 
-def _read_splits(source: TaskSource, name: str, base: Path, problems: Problems) -> dict[str, list[Row]]:
+def _read_splits(
+    source: TaskSource, name: str, base: Path, problems: Problems, notes: Problems
+) -> dict[str, list[Row]]:
     """Read and check every split that is given; what is wrong is noted."""
     task = f"task {name!r}"
     _check_fields(source, name, problems)
@@ -172,7 +186,7 @@ def _read_splits(source: TaskSource, name: str, base: Path, problems: Problems) 
     if not check_mapping(source.columns, partial(problems.add, task)):
         return {}
     splits = {
-        split: _read_split(table, split, source.columns, problems)
+        split: _read_split(table, split, source.columns, problems, notes)
         for split in SPLITS
         if (table := tables.get(split)) is not None
     }
@@ -182,27 +196,39 @@ def _read_splits(source: TaskSource, name: str, base: Path, problems: Problems) 
 
 
 def _read_split(
-    table: Table, split: str, columns: Mapping[str, str], problems: Problems, require_output: bool = True
+    table: Table,
+    split: str,
+    columns: Mapping[str, str | None],
+    problems: Problems,
+    notes: Problems,
+    require_output: bool = True,
 ) -> _Split:
     """Read all rows of `table`; rows with a problem are left out and the problem noted."""
     before = len(problems)
     form: Form | None = None
     result = _Split(table, [], [])
+    unread: Counter[str] = Counter()
     try:
         for index, record in enumerate(table.records(problems)):
-            report = partial(problems.add, table.label, at=table.at(record.number))
+            at = table.at(record.number)
+            report, note = partial(problems.add, table.label, at=at), partial(notes.add, table.label, at=at)
             if form is None:
                 form = find_form(columns, record.values, require_output, report)
                 if form is None:
                     break
-            row = parse_row(record.values, form, f"{split}-{index}", require_output, report)
+            unread.update(form.unread(record.values))
+            row = parse_row(record.values, form, f"{split}-{index}", require_output, report, note)
             if row is not None:
-                result.rows.append(replace(row, id=table.id_prefix + row.id) if table.id_prefix else row)
+                result.rows.append(replace(row, id=table.id_prefix + row.id, origin=f"{table.label}, {at}"))
                 result.numbers.append(record.number)
     except OSError as error:
         problems.add(table.label, "unreadable", f"cannot be read: {error}")
     if not result.rows and len(problems) == before:
         problems.add(table.label, "no rows", "holds no rows")
+    if unread:
+        counted = ", ".join(f"{name!r:.60} ({count} rows)" for name, count in unread.most_common(_COLUMNS_SHOWN))
+        more = f" and {len(unread) - _COLUMNS_SHOWN} more" if len(unread) > _COLUMNS_SHOWN else ""
+        notes.add(table.label, "unread columns", f"columns that nothing reads: {counted}{more}")
     return result
 
 
@@ -240,6 +266,7 @@ def _check_ids(splits: Iterable[_Split], problems: Problems) -> None:
                 other, first = seen[row.id]
                 place = f"{other.at(first)}" if other is split else f"{other.table.label}, {other.at(first)}"
                 text = f"id {row.id!r:.60} is already used in {place}; ids are unique within a task"
+                text += "; give each row one of its own, or set columns: {id: null} to number the rows"
                 problems.add(split.table.label, "duplicate id", text, split.at(index))
             else:
                 seen[row.id] = (split, index)
@@ -273,9 +300,10 @@ _Input = str | tuple[tuple[str, str], ...]
 
 def _input_of(row: Row) -> _Input:
     """Return what makes two rows ask the same: the text without outer blanks, or the whole list of messages."""
+    tools = (("tools", json.dumps(row.tools, sort_keys=True)),) if row.tools else ()
     if row.messages:
-        return tuple((turn["role"], turn["content"].strip()) for turn in row.messages)
-    return row.input.strip()
+        return (*tools, *((turn["role"], text_of(turn).strip()) for turn in row.messages))
+    return (*tools, ("user", row.input.strip())) if tools else row.input.strip()
 
 
 def carve(rows: Sequence[Row], shares: Mapping[str, float], rng: random.Random) -> dict[str, list[Row]] | None:

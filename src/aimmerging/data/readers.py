@@ -262,7 +262,15 @@ def _arrow_records(
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            yield Record(number, row | {column: _label(row[column], names) for column, names in class_names.items()})
+            named = {column: _label(row[column], names) for column, names in class_names.items()}
+            yield Record(number, {column: _without_padding(value) for column, value in (row | named).items()})
+
+
+def _without_padding(value: Any) -> Any:
+    """A nested value without empty keys: Arrow gives every object of a column the keys of all the others."""
+    if isinstance(value, dict):
+        return {key: _without_padding(inner) for key, inner in value.items() if inner is not None}
+    return [_without_padding(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _label(index: int | None, names: Sequence[str]) -> str | None:

@@ -6,17 +6,24 @@ Plain frozen data. Reading files lives in :mod:`aimmerging.data.loading`, tokens
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict, cast
 
 from aimmerging.errors import DataError
 
 
 class Message(TypedDict):
-    """One chat turn, as TRL and the chat templates of transformers have it."""
+    """One chat turn, as TRL and the chat templates of transformers have it.
+
+    `content` is always text; what is not required is there only where a user's message has it.
+    """
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +35,35 @@ class Row:
         input: the prompt as plain text; for chat rows the contents of `messages`, joined by newlines.
         output: the answer; only its tokens carry loss.
         messages: the chat turns before the answer, empty for plain rows.
+        tools: descriptions of the tools that the chat template is to offer.
+        origin: file and line that the row was read from; no part of its content.
     """
 
     id: str
     input: str
     output: str
     messages: tuple[Message, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    origin: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where a user finds the row."""
+        return self.origin or f"row {self.id!r:.60}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as it is written to JSONL; `messages` only where there are any."""
+        """Return the row as it is written to JSONL; `messages` and `tools` only where there are any."""
         plain: dict[str, Any] = {"id": self.id, "input": self.input, "output": self.output}
-        return plain | {"messages": [dict(turn) for turn in self.messages]} if self.messages else plain
+        if self.messages:
+            plain["messages"] = [dict(turn) for turn in self.messages]
+        return plain | {"tools": list(self.tools)} if self.tools else plain
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "Row":
+    def from_json(cls, record: dict[str, Any], origin: str = "") -> "Row":
         """Build a row from a record that :meth:`to_json` wrote; other keys are ignored."""
-        turns = tuple(Message(role=turn["role"], content=turn["content"]) for turn in record.get("messages", ()))
-        return cls(record["id"], record["input"], record["output"], turns)
+        turns = tuple(cast("Message", dict(turn)) for turn in record.get("messages", ()))
+        tools = tuple(record.get("tools", ()))
+        return cls(record["id"], record["input"], record["output"], turns, tools, origin)
 
     @property
     def sha256(self) -> str:
@@ -63,7 +82,10 @@ def hash_rows(rows: Sequence[Row]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task to learn: three disjoint splits and the name of its metric (:data:`aimmerging.core.metrics.METRICS`)."""
+    """A task to learn: three disjoint splits and the name of its metric (:data:`aimmerging.core.metrics.METRICS`).
+
+    `notes` says what was met while reading and does not stop the task, such as columns that nothing reads.
+    """
 
     name: str
     train: tuple[Row, ...]
@@ -71,6 +93,7 @@ class Task:
     test: tuple[Row, ...]
     metric: str
     source: str
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def hashes(self) -> dict[str, str]:

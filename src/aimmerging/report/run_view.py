@@ -223,8 +223,20 @@ class Mistakes:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing that was found in the rows, of findings.json."""
+
+    task: str
+    split: str
+    text: str
+
+
+@dataclass(frozen=True)
 class RunView:
-    """A run directory, read. `name` is the directory's own name; no path is kept. `departures`: from the protocol."""
+    """A run directory, read. `name` is the directory's own name; no path is kept. `departures`: from the protocol.
+
+    `findings`: of the rows, before anything was trained.
+    """
 
     name: str
     scores: Scores
@@ -237,6 +249,7 @@ class RunView:
     departures: tuple[str, ...] = ()
     budget: Literal["extra", "within"] | None = None
     """Of rehearsal inside the task's steps; None where it takes steps of its own."""
+    findings: tuple[Finding, ...] = ()
 
     @property
     def costs(self) -> Costs:
@@ -304,9 +317,18 @@ def read_run(run: Path) -> RunView:
         activation_checkpointing=config.training.activation_checkpointing,
         manifest=manifest,
         protocol=protocol,
+        findings=_read_findings(run / "findings.json"),
         departures=tuple(protocols.departures(protocol, config.model_dump(mode="json"))) if protocol else (),
         budget=config.rehearsal.budget if config.rehearsal.placement == "step" else None,
     )
+
+
+def _read_findings(path: Path) -> tuple[Finding, ...]:
+    """What was found before training; nothing in a run from before it was kept."""
+    if not path.exists():
+        return ()
+    record = _parse(dict[str, Any], path, _read_text(path))
+    return tuple(_build(Finding, path, finding) for finding in record.get("findings", ()))
 
 
 def _check_scores(path: Path, scores: Scores, stages: int) -> None:

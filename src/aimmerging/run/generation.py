@@ -45,7 +45,7 @@ def generate(
     Raises:
         Stopped: a signal asked for it, see :mod:`aimmerging.training.stopping`.
     """
-    prompts = [codec.prompt(row) for row in rows]
+    prompts = codec.prompts(rows)
     order = sorted(range(len(rows)), key=lambda place: len(prompts[place]), reverse=True)
     answers = [""] * len(rows)
     pad = codec.tokenizer.pad_token_id
@@ -60,9 +60,8 @@ def generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer
             )
             fresh = output if codec.encoder_decoder else output[:, ids.shape[1] :]
-            texts = codec.tokenizer.batch_decode(fresh, skip_special_tokens=True)
-            for place, text in zip(places, texts, strict=True):
-                answers[place] = text.strip()
+            for place, text in zip(places, codec.texts(fresh), strict=True):
+                answers[place] = text
             if advance is not None:
                 advance(len(places))
     model.train(was_training)

@@ -1,13 +1,16 @@
 """From a configuration to its tasks and its base model, be they the user's or built in."""
 
 from pathlib import Path
+from typing import Any
 
 from aimmerging.benchmarks import many_skills, skills, tiny_base
 from aimmerging.config import ModelConfig, RunConfig, unknown
 from aimmerging.data.loading import load_stream
 from aimmerging.data.tasks import TaskStream
 from aimmerging.errors import ConfigError
-from aimmerging.training.models import BUILT_IN
+from aimmerging.training.encoding import Codec
+from aimmerging.training.limits import codec_of
+from aimmerging.training.models import BUILT_IN, load_tokenizer
 from aimmerging.training.progress import Progress
 
 BENCHMARKS = {"skills": skills.task_stream, "skills15": many_skills.skills15, "skills50": many_skills.skills50}
@@ -48,3 +51,14 @@ def base_folder(config: ModelConfig, progress: Progress) -> str:
             done = percent
 
         return str(tiny_base.ensure(family, progress=show))
+
+
+def codec(config: RunConfig, progress: Progress) -> tuple[Codec, Any]:
+    """The base's codec and configuration, without its weights.
+
+    Raises:
+        ModelError: tokenizer or configuration are missing or damaged.
+        ConfigError: the model has no room for answers of the configured length.
+    """
+    settings, tokenizer = load_tokenizer(config.model, base_folder(config.model, progress))
+    return codec_of(config, settings, tokenizer), settings

@@ -45,7 +45,12 @@ def write_manifest(run: Path, config: RunConfig, loaded: LoadedModel) -> None:
     path = run / "manifest.json"
     now = _now()
     before = run_directory.read_json(path) if path.exists() else {"created": now}
-    base = {"name": config.model.name, "revision": loaded.revision, "sha256": loaded.sha256}
+    base = {
+        "name": config.model.name,
+        "revision": loaded.revision,
+        "sha256": loaded.sha256,
+        "fingerprint": loaded.fingerprint,
+    }
     run_directory.write_json(
         path,
         {
@@ -81,16 +86,28 @@ def version_changes(run: Path) -> list[run_directory.Change]:
     ]
 
 
+_SHOWN = 12
+"""Digits of a hash that tell two apart."""
+
+
 def base_changes(run: Path, loaded: LoadedModel) -> list[run_directory.Change]:
-    """Whether the base model's files or its commit on the hub are others than the run's."""
+    """What of the base model is not as it was: its files, its commit on the hub, its tokenizer and chat template.
+
+    A run from before fingerprints were kept is compared by its files alone.
+    """
     if not (run / "manifest.json").exists():
         return []
     old = run_directory.read_json(run / "manifest.json").get("base_model", {})
-    return [
-        run_directory.Change(f"{key} of the base model", old.get(key), now, False)
-        for key, now in (("revision", loaded.revision), ("sha256", loaded.sha256))
-        if old.get(key) != now
+    prints = old.get("fingerprint") or {}
+    compared = [
+        ("revision of the base model", old.get("revision"), loaded.revision),
+        ("sha256 of the base model", old.get("sha256"), loaded.sha256),
+        *(
+            (f"{part} of the base model", prints[part][:_SHOWN], loaded.fingerprint.get(part, "")[:_SHOWN])
+            for part in prints
+        ),
     ]
+    return [run_directory.Change(key, was, now, False) for key, was, now in compared if was != now]
 
 
 def accept(run: Path, config: RunConfig, changes: Sequence[run_directory.Change]) -> None:

@@ -22,7 +22,7 @@ from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError, NumberError, RunDirectoryError, SignalError
 from aimmerging.report import page as report
-from aimmerging.run import learning, sources, stage_writer
+from aimmerging.run import learning, preflight, sources, stage_writer
 from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.scoring import Quiz, Scorer, save_quizzes
 from aimmerging.store import run_directory
@@ -165,12 +165,12 @@ def _ready(
         folder = sources.base_folder(config.model, progress)
     loaded = load_model(config, folder)
     loaded.model.to(ranks.device)
-    run_directory.refuse_changes(out, stage_writer.base_changes(out, loaded), accept=False)
+    run_directory.refuse_changes(out, stage_writer.base_changes(out, loaded), accept=False, of="base model")
     if methods.build(config).merges:
         check_plain_lora(loaded.model, config.method)
-    for _, tasks in todo:
-        for task in tasks:
-            loaded.codec.prompt(task.train[0])  # chats need a template: known before the first task is trained
+    tasks = [task for _, tasks in todo for task in tasks]
+    with ranks.main_process_first():  # the others find the measurements in the cache
+        findings = _checked_rows(out, tasks, loaded, progress)
     if ranks.is_main_process:
         if not (out / "config.yaml").exists():
             run_directory.save_config(out, config)
@@ -179,7 +179,22 @@ def _ready(
             stage_writer.accept(out, config, changes)
         if not (out / "manifest.json").exists():
             stage_writer.write_manifest(out, config, loaded)
+        preflight.write(out, findings)
     return loaded
+
+
+def _checked_rows(out: Path, tasks: Sequence[Task], loaded: LoadedModel, progress: Progress) -> list[preflight.Finding]:
+    """Encode all that will be encoded; say what was found and refuse what would end or spoil the run.
+
+    Raises:
+        DataError: listing every row that cannot be learned from or scored.
+    """
+    past = run_directory.committed_stages(out) if (out / "config.yaml").exists() else []
+    findings = preflight.examine(tasks, loaded.codec, loaded.settings, past=preflight.past_tasks(past))
+    preflight.refuse(findings)
+    for finding in findings:
+        progress.say(f"note: {finding}")
+    return findings
 
 
 def _tidy(out: Path, progress: Progress) -> None:

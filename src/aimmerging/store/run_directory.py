@@ -104,9 +104,9 @@ def read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     for number, record in enumerate(read_jsonl(path), start=1):
         try:
-            rows.append(Row.from_json(record))
+            rows.append(Row.from_json(record, origin=f"{path}, line {number}"))
             intact = rows[-1].sha256 == record["sha256"]
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             intact = False
         if not intact:
             raise RunDirectoryError(
@@ -264,8 +264,14 @@ class Change(NamedTuple):
         return f"  - {self.key}: {self.was!r} in the run, {self.now!r} now{never}"
 
 
-def refuse_changes(run: Path, changes: Sequence[Change], *, accept: bool) -> None:
+def refuse_changes(run: Path, changes: Sequence[Change], *, accept: bool, of: str = "configuration") -> None:
     """Stop with a listing, unless nothing changed or all of it is acceptable and accepted.
+
+    Args:
+        run: the run directory.
+        changes: what is not as it was.
+        accept: go on with what is acceptable.
+        of: "configuration" or "base model", which the run was made with.
 
     Raises:
         RunDirectoryError: lists each difference and what can be done about them.
@@ -273,9 +279,11 @@ def refuse_changes(run: Path, changes: Sequence[Change], *, accept: bool) -> Non
     if not changes or (accept and all(change.acceptable for change in changes)):
         return
     cure = "give another --out or the same values"
+    if of == "base model":
+        cure = "put its files back as they were, or start a new run in another --out"
     if all(change.acceptable for change in changes):
         cure += ", or --accept-changes to go on with the new ones"
-    lines = [f"{run} was made with another configuration; {cure}:", *map(str, changes)]
+    lines = [f"{run} was made with another {of}; {cure}:", *map(str, changes)]
     raise RunDirectoryError("\n".join(lines))
 
 

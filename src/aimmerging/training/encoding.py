@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from aimmerging.data.tasks import Row
@@ -11,6 +12,25 @@ IGNORED = -100
 """Label of tokens that carry no loss, as transformers has it."""
 
 Feature = dict[str, list[int]]
+
+# enable_thinking is read by templates of reasoning models and unknown, hence ignored, elsewhere; answers of a task are
+# learned without a chain of thought, so none may be asked for at generation
+TEMPLATE_INPUT: dict[str, Any] = {"enable_thinking": False}
+"""What a chat template is given beside the row."""
+TEMPLATE_DATE = datetime(2025, 1, 1)
+"""What a chat template is told when it asks for the date: a prompt depends on nothing outside of its row."""
+_BATCH = 1000
+
+
+_DIRECTIVES = [f"%{letter}" for letter in "YmdBbAaHMSpyjIZz"]
+_FIXED_DATE = (
+    "{%- macro strftime_now(form) -%}{{ form | replace('%-d', '"
+    + str(TEMPLATE_DATE.day)
+    + "')"
+    + "".join(f" | replace('{name}', '{TEMPLATE_DATE.strftime(name)}')" for name in _DIRECTIVES)
+    + " }}{%- endmacro -%}"
+)
+"""Stands before a template and takes the place of transformers' clock: callables cannot be handed to a template."""
 
 
 @dataclass(slots=True)
@@ -44,32 +64,78 @@ class Codec:
     max_output_tokens: int
     chat_template: bool = True
 
+    @property
+    def templated(self) -> bool:
+        """Whether prompts are written by the tokenizer's chat template."""
+        return bool(self.chat_template and self.tokenizer.chat_template)
+
     def prompt(self, row: Row, count: Truncation | None = None) -> list[int]:
         """Token ids of the prompt, up to where the answer begins.
 
         Raises:
-            ModelError: a chat row and a tokenizer without chat template.
+            ModelError: see :meth:`prompt_text`.
         """
-        if self.chat_template and self.tokenizer.chat_template:
-            turns = [dict(turn) for turn in row.messages] or [{"role": "user", "content": row.input}]
-            # enable_thinking is read by templates of reasoning models and unknown, hence ignored, elsewhere; answers
-            # of a task are learned without a chain of thought, so none may be asked for at generation
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        return self.prompts([row], count)[0]
+
+    def prompts(self, rows: Sequence[Row], count: Truncation | None = None) -> list[list[int]]:
+        """As :meth:`prompt`, of many rows."""
+        fitted: list[list[int]] = []
+        for ids in self.prompt_ids([self.prompt_text(row) for row in rows]):
+            long = len(ids) > self.max_input_tokens
+            if long and count is not None:
+                count.inputs += 1
+            fitted.append(self._cut(ids) if long else ids)
+        return fitted
+
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts that :meth:`prompt_text` wrote, in their whole length."""
+        return self._tokenized(texts, specials=not self.templated)
+
+    def prompt_text(self, row: Row) -> str:
+        """The prompt as text.
+
+        Raises:
+            ModelError: the chat template refuses the row, or there is none for a chat; names the row's place.
+        """
+        if not self.templated:
+            if row.messages or row.tools:
+                what = "a chat" if row.messages else "a prompt with tools"
+                raise ModelError(
+                    f"{row.place}: row {row.id!r} is {what}, but the tokenizer has no chat template (or "
+                    "model.chat_template is false); use a chat model, or rows with input and output"
+                )
+            return row.input
+        turns = [dict(turn) for turn in row.messages] or [{"role": "user", "content": row.input}]
+        tools = [dict(tool) for tool in row.tools] or None
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns,
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=True,
+                chat_template=self._template(),
+                **TEMPLATE_INPUT,
             )
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        elif row.messages:
+        except Exception as error:  # a template is a program: it raises errors of its own, and of any type
+            said = " ".join(str(error).split())
             raise ModelError(
-                f"row {row.id!r} is a chat, but the tokenizer has no chat template (or model.chat_template is false); "
-                "use a chat model, or rows with input and output"
-            )
-        else:
-            ids = self.tokenizer(row.input, verbose=False)["input_ids"]
-        if len(ids) <= self.max_input_tokens:
-            return ids
-        if count is not None:
-            count.inputs += 1
-        return self._cut(ids)
+                f"{row.place}: the tokenizer's chat template refuses this row: {said}; change the row's messages to "
+                "what the template takes"
+            ) from None
+
+    def _template(self) -> str | None:
+        """A template that asks for the date, with a date that never changes; None: the tokenizer's own."""
+        own = self.tokenizer.chat_template
+        return _FIXED_DATE + own if isinstance(own, str) and "strftime_now" in own else None
+
+    def _tokenized(self, texts: Sequence[str], *, specials: bool) -> list[list[int]]:
+        """Token ids of texts, in batches that keep the tokenizer's memory small."""
+        encoded: list[list[int]] = []
+        for start in range(0, len(texts), _BATCH):
+            batch = list(texts[start : start + _BATCH])
+            found = self.tokenizer(batch, add_special_tokens=specials, return_attention_mask=False, verbose=False)
+            encoded += found["input_ids"]
+        return encoded
 
     def _cut(self, ids: list[int]) -> list[int]:
         """A prompt that fits.
@@ -85,30 +151,46 @@ class Codec:
 
     def answer(self, row: Row, count: Truncation | None = None) -> list[int]:
         """Token ids of the answer with the end-of-sequence token."""
-        text = row.output
-        templated = self.chat_template and self.tokenizer.chat_template
-        if not self.encoder_decoder and not templated and not (row.input[-1:].isspace() or text[:1].isspace()):
-            text = " " + text
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if len(ids) + 1 > self.max_output_tokens:
-            if count is not None:
+        return self.answers([row], count)[0]
+
+    def answers(self, rows: Sequence[Row], count: Truncation | None = None) -> list[list[int]]:
+        """As :meth:`answer`, of many rows."""
+        room, fitted = self.max_output_tokens - 1, []
+        for ids in self.answer_ids(rows):
+            if len(ids) > room and count is not None:
                 count.outputs += 1
-            ids = ids[: self.max_output_tokens - 1]
-        return [*ids, self.tokenizer.eos_token_id]
+            fitted.append([*ids[:room], self.tokenizer.eos_token_id])
+        return fitted
+
+    def answer_ids(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Token ids of the answers in their whole length, without an end."""
+        return self._tokenized([self._answer_text(row) for row in rows], specials=False)
+
+    def _answer_text(self, row: Row) -> str:
+        """The answer, after the space that a decoder's prompt does not end with."""
+        apart = row.input[-1:].isspace() or row.output[:1].isspace()
+        return row.output if self.encoder_decoder or self.templated or apart else " " + row.output
+
+    def texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """What generated token ids say: without special tokens and outer blanks."""
+        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def example(self, row: Row, count: Truncation | None = None) -> Feature:
         """One training feature: `input_ids`, `attention_mask` and `labels`, which ignore the prompt."""
-        prompt, answer = self.prompt(row, count), self.answer(row, count)
+        return self.examples([row], count)[0]
+
+    def examples(self, rows: Sequence[Row], count: Truncation | None = None) -> list[Feature]:
+        """As :meth:`example`, of many rows in order."""
         if count is not None:
-            count.rows += 1
+            count.rows += len(rows)
+        pairs = zip(self.prompts(rows, count), self.answers(rows, count), strict=True)
+        return [self._feature(prompt, answer) for prompt, answer in pairs]
+
+    def _feature(self, prompt: list[int], answer: list[int]) -> Feature:
         if self.encoder_decoder:
             return {"input_ids": prompt, "attention_mask": [1] * len(prompt), "labels": answer}
         ids = prompt + answer
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(prompt) + answer}
-
-    def examples(self, rows: Sequence[Row], count: Truncation | None = None) -> list[Feature]:
-        """Features of many rows, in order."""
-        return [self.example(row, count) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

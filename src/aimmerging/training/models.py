@@ -13,6 +13,8 @@ from aimmerging.config import LoraSection, ModelConfig, RunConfig
 from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.errors import ModelError
 from aimmerging.training.encoding import Codec
+from aimmerging.training.fingerprint import fingerprint
+from aimmerging.training.limits import codec_of
 
 TRAINED = "default"
 """PEFT's name of the adapter that is trained."""
@@ -27,15 +29,19 @@ class LoadedModel:
     Attributes:
         model: PeftModel over the frozen base, adapter attached and trainable.
         codec: rows to tokens.
+        settings: the base's configuration, as transformers has it.
         revision: commit on the hub, or None for a folder.
         sha256: of the base's files where it is a folder, else None.
+        fingerprint: hashes of what prompts and answers are made with, see :mod:`aimmerging.training.fingerprint`.
         fresh: the adapter's tensors as they were attached, for methods that start each task anew.
     """
 
     model: Any
     codec: Codec
+    settings: Any
     revision: str | None
     sha256: str | None
+    fingerprint: dict[str, str]
     fresh: dict[str, Any]
 
 
@@ -49,21 +55,17 @@ def load_model(config: RunConfig, folder: str) -> LoadedModel:
     from transformers import set_seed
 
     base, tokenizer = _load_base(config.model, folder)
+    base_config = base.config
     set_seed(config.seed)
     model = _attach(base, config.lora, config.model.adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:
             # fusing small moves in half precision would lose them
             parameter.data = parameter.data.to(torch.float32)
-    codec = Codec(
-        tokenizer,
-        bool(base.config.is_encoder_decoder),
-        config.training.max_input_tokens,
-        config.training.max_output_tokens,
-        config.model.chat_template,
-    )
+    codec = codec_of(config, base.config, tokenizer)
     revision = getattr(base.config, "_commit_hash", None)
-    return LoadedModel(model, codec, revision, _hash_folder(Path(folder)), adapter_state(model))
+    prints = fingerprint(codec, base.generation_config)
+    return LoadedModel(model, codec, base_config, revision, _hash_folder(Path(folder)), prints, adapter_state(model))
 
 
 @contextmanager

@@ -1,0 +1,309 @@
+"""Before anything is trained: every row of every split is encoded as it will be, and what is wrong with it is said.
+
+`doctor` shows the findings; `run`, `learn` and `compare` refuse those that would end or spoil a run and keep the others
+in the run directory. Measuring a large split costs once: the counts are kept by content in the cache.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from aimmerging.data.tasks import Row, Task, hash_rows
+from aimmerging.data.wording import shown
+from aimmerging.errors import DataError, ModelError
+from aimmerging.run import stream_checks
+from aimmerging.run.row_checks import Measured, left_out, measure
+from aimmerging.store import run_directory
+from aimmerging.training.encoding import TEMPLATE_DATE, Codec
+from aimmerging.training.fingerprint import fingerprint
+from aimmerging.training.limits import embedding_rows, ids_outside, positions_of
+
+FILE = "findings.json"
+SPLITS = ("train", "validation", "test")
+_CACHED_FROM = 1000
+"""Rows of a split from which its measurement is kept."""
+_VERSION = 1
+"""Of what is measured; another one makes the cache void."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes:
+        kind: of :data:`_WORDS`, or what else was looked at.
+        task: name.
+        split: train, validation, test, or "" where it is the task's or the model's.
+        rows: how many rows it is about.
+        text: what is said to the user, with file and row.
+        refuses: nothing is trained.
+        reachable: highest points that the split's own answers can reach, where this is about them.
+    """
+
+    kind: str
+    task: str
+    split: str
+    rows: int
+    text: str
+    refuses: bool = False
+    reachable: float | None = None
+
+    def __str__(self) -> str:
+        """The whole sentence."""
+        where = ", ".join(part for part in (self.task and f"task {self.task!r}", self.split) if part)
+        return f"{where}: {self.text}" if where else self.text
+
+
+def examine(tasks: Sequence[Task], codec: Codec, settings: Any, *, past: Sequence[Task] = ()) -> list[Finding]:
+    """Look at everything that will be encoded.
+
+    Args:
+        tasks: that are to be learned.
+        codec: of the model.
+        settings: the model's configuration, as transformers has it.
+        past: tasks that a run has learned, with their memory as training rows and what they are tested on.
+    """
+    found = _of_model(codec, settings)
+    for task in (*past, *tasks):
+        for split in SPLITS:
+            rows: Sequence[Row] = getattr(task, split)
+            if rows:
+                measured = _measured(rows, task.metric, codec, settings)
+                found += _in_words(measured, task, split, rows, codec, settings)
+    for task in tasks:
+        found += [Finding("reading", task.name, "", 0, note) for note in task.notes]
+        if groups := stream_checks.spellings(task.train):
+            text = stream_checks.spelling_text(groups)
+            found.append(Finding("spelling", task.name, "train", sum(g.total() for g in groups), text))
+    return found + _seen_again(tasks, past)
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Stop if a finding says that nothing may be trained.
+
+    Raises:
+        DataError: listing every such finding.
+    """
+    problems = [str(finding) for finding in findings if finding.refuses]
+    if problems:
+        raise DataError(problems)
+
+
+def past_tasks(stages: Sequence[run_directory.Stage]) -> list[Task]:
+    """What a run goes on encoding of the tasks that it has learned: memory and test rows."""
+    tasks: list[Task] = []
+    for stage in stages:
+        memory = (
+            run_directory.read_rows(stage.path / "memory" / "rows.jsonl") if run_directory.has_memory(stage) else []
+        )
+        for number, (name, metric) in enumerate(zip(stage.tasks, stage.record["metrics"], strict=True), start=1):
+            tests = run_directory.read_rows(stage.path / "test" / f"{number:02d}.jsonl")
+            tasks.append(Task(name, tuple(memory if number == 1 else ()), (), tuple(tests), metric, str(stage.path)))
+    return tasks
+
+
+def write(run: Path, findings: Sequence[Finding]) -> None:
+    """Keep what was found in the run directory, beside what was found of earlier tasks."""
+    new = [asdict(finding) for finding in findings]
+    names = {finding["task"] for finding in new}
+    old = [finding for finding in read(run) if finding["task"] not in names]
+    run_directory.write_json(run / FILE, {"schema_version": run_directory.SCHEMA_VERSION, "findings": [*old, *new]})
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """What :func:`write` kept; nothing in a run from before it."""
+    return run_directory.read_json(run / FILE)["findings"] if (run / FILE).exists() else []
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def _of_model(codec: Codec, settings: Any) -> list[Finding]:
+    found: list[Finding] = []
+    size = embedding_rows(settings)
+    for name, number in ids_outside(codec, settings).items():
+        text = (
+            f"the tokenizer's {name} token has the id {number}, and the model has embeddings for {size} ids, from 0: "
+            "the token was added to the tokenizer alone. Take the tokenizer as it was published with the model "
+            "(without a pad token the end-of-sequence token pads), or save the model after resize_token_embeddings"
+        )
+        found.append(Finding("ids", "", "", 0, text, refuses=True))
+    if codec.templated and "strftime_now" in str(codec.tokenizer.chat_template):
+        text = (
+            f"the chat template writes the date of the day; every prompt gets {TEMPLATE_DATE:%d %B %Y} instead, "
+            "so that the same row gives the same prompt on every day"
+        )
+        found.append(Finding("date", "", "", 0, text))
+    return found
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _measured(rows: Sequence[Row], metric: str, codec: Codec, settings: Any) -> Measured:
+    """:func:`measure`, of a large split once only. The cache holds counts and row numbers, no text of a row."""
+    if len(rows) < _CACHED_FROM:
+        return measure(rows, metric, codec, settings)
+    limits = (codec.max_input_tokens, codec.max_output_tokens, codec.encoder_decoder, embedding_rows(settings))
+    key = json.dumps([_VERSION, version("aimmerging"), hash_rows(rows), metric, fingerprint(codec, None), limits])
+    folder = Path(os.environ.get("AIMMERGING_CACHE") or Path.home() / ".cache" / "aimmerging") / "measured"
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    try:
+        return Measured(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        measured = measure(rows, metric, codec, settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(measured)), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        pass  # a cache that cannot be written costs time and nothing else
+    return measured
+
+
+Say = Callable[[Row], str]
+"""What is said of one row, after its place."""
+
+
+def _in_words(
+    measured: Measured, task: Task, split: str, rows: Sequence[Row], codec: Codec, settings: Any
+) -> list[Finding]:
+    """One finding a kind, with its first rows."""
+    found: list[Finding] = []
+    for kind, count in measured.counts.items():
+        refuses, sentence, say = _WORDS[kind](codec, settings, measured, task)
+        cases = [_case(rows[index], say(rows[index])) for index in measured.places[kind]]
+        more = f"; and {count - len(cases)} more" if count > len(cases) else ""
+        text = f"{count} of {measured.rows} rows {sentence}: {'; '.join(cases)}{more}"
+        best = 100 * measured.reachable / measured.rows if kind in ("unwritable", "cut_output") else None
+        found.append(Finding(kind, task.name, split, count, text, refuses, best))
+    return found
+
+
+def _case(row: Row, said: str) -> str:
+    return f"{row.place}: {said}" if said else row.place
+
+
+_Words = Callable[[Codec, Any, Measured, Task], tuple[bool, str, Say]]
+"""Whether a kind of finding refuses, the sentence about all its rows, and what is said of one row."""
+
+
+def _template(codec: Codec, _settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
+    def say(row: Row) -> str:
+        try:
+            codec.prompt_text(row)
+        except ModelError as error:
+            return str(error).removeprefix(f"{row.place}: ")
+        return ""
+
+    return True, "cannot be written as a prompt", say
+
+
+def _ids(codec: Codec, settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
+    size = embedding_rows(settings)
+
+    def say(row: Row) -> str:
+        ids = [*codec.prompt_ids([codec.prompt_text(row)])[0], *codec.answer_ids([row])[0]]
+        worst = max(ids)
+        return f"{shown(codec.tokenizer.convert_ids_to_tokens(worst))} has the id {worst}"
+
+    sentence = (
+        f"hold tokens that the model has no embedding for (it has {size} ids, from 0); take the tokenizer that was "
+        "published with the model, or save the model after model.resize_token_embeddings"
+    )
+    return True, sentence, say
+
+
+def _left_out(codec: Codec, _settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
+    sentence = (
+        "lose a part on the way through the chat template; give the base a template that writes it, or put what it "
+        "says into a message of role 'user'"
+    )
+    return True, sentence, lambda row: ", ".join(left_out(row, codec.prompt_text(row))) + " is not in the prompt"
+
+
+def _cut_input(codec: Codec, settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
+    positions = positions_of(settings)
+    room = positions if codec.encoder_decoder or positions is None else positions - codec.max_output_tokens
+    of_model = positions is not None and room == codec.max_input_tokens
+    answer = "" if codec.encoder_decoder else f", of which {codec.max_output_tokens} are the answer's"
+    why = f"the model has {positions} positions{answer}" if of_model else "training.max_input_tokens"
+    lost = "end" if codec.encoder_decoder else "middle"
+    sentence = f"are longer than {codec.max_input_tokens} tokens ({why}) and lose their {lost}"
+    return False, sentence, lambda row: f"{len(codec.prompt_ids([codec.prompt_text(row)])[0])} tokens"
+
+
+def _cut_output(codec: Codec, _settings: Any, measured: Measured, task: Task) -> tuple[bool, str, Say]:
+    sentence = (
+        f"have answers longer than {codec.max_output_tokens} tokens with their end, and lose the rest: "
+        f"{_best(measured, task)}; raise training.max_output_tokens"
+    )
+    return False, sentence, lambda row: f"{len(codec.answer_ids([row])[0]) + 1} tokens"
+
+
+def _unwritable(codec: Codec, _settings: Any, measured: Measured, task: Task) -> tuple[bool, str, Say]:
+    share = measured.counts["unwritable"] / measured.rows
+    sentence = (
+        f"({share:.0%}) have answers that this tokenizer cannot write: they do not come back when encoded and decoded; "
+        f"{_best(measured, task)}"
+    )
+
+    def say(row: Row) -> str:
+        return f"{shown(row.output)} comes back as {shown(codec.texts(codec.answer_ids([row]))[0])}"
+
+    return False, sentence, say
+
+
+def _best(measured: Measured, task: Task) -> str:
+    best = 100 * measured.reachable / measured.rows
+    return f"the highest {task.metric} that can be reached is {best:.1f} points"
+
+
+def _plainly(sentence: str, of: str, *, refuses: bool = False) -> _Words:
+    """A kind whose rows are shown by their `input` or `output`, or by their place alone."""
+
+    def words(_codec: Codec, _settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
+        return refuses, sentence, lambda row: shown(getattr(row, of)) if of else ""
+
+    return words
+
+
+_WORDS: dict[str, _Words] = {
+    "template": _template,
+    "ids": _ids,
+    "left_out": _left_out,
+    "no_tokens": _plainly("have inputs that the tokenizer turns into nothing", "input", refuses=True),
+    "unknown": _plainly("have inputs of which the tokenizer does not know every character", "input"),
+    "cut_input": _cut_input,
+    "cut_output": _cut_output,
+    "unwritable": _unwritable,
+    "special_answer": _plainly("have answers with the text of a special token, which is taken for the token", "output"),
+    "special_prompt": _plainly("have inputs with the text of a special token, which is taken for the token", "input"),
+    "repeated": _plainly("have a system message that the chat template writes more than once", ""),
+    "folded": _plainly("have a system message that the chat template writes into the user's", ""),
+    "assistant_left_out": _plainly("have earlier assistant messages that the chat template leaves out or changes", ""),
+}
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def _seen_again(tasks: Sequence[Task], past: Sequence[Task]) -> list[Finding]:
+    found: list[Finding] = []
+    new = {task.name for task in tasks}
+    for tested, trained, pairs in stream_checks.seen_again([*past, *tasks]):
+        if tested.name in new or trained.name in new:
+            cases = "; ".join(f"{row.place} is also {twin.place}" for row, twin in pairs[:3])
+            more = f"; and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+            text = (
+                f"{len(pairs)} of {len(tested.test)} rows stand again in the training rows of task {trained.name!r}, "
+                f"so their score says little: {cases}{more}"
+            )
+            found.append(Finding("seen_again", tested.name, "test", len(pairs), text))
+    return found
