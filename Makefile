@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast test-kill lint format types clean
+.PHONY: demo bench test test-fast test-kill lint format types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aimmerging demo --out demo
@@ -25,6 +25,10 @@ test-fast: $(VENV)/.installed-dev
 test-kill: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.kill --kills 60
 	$(BIN)/python -m tests.torn --faults 200
+
+# make bench BENCH_ARGS="--model FOLDER"; without a model it shows that the counted work is right, not how fast it is
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.cost $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
