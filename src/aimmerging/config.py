@@ -349,16 +349,17 @@ def parse_columns(text: str | None) -> dict[str, str | None]:
     """
     if text is None:
         return {}
+    value: Any
     try:
         value = parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
     except (ValueError, RecursionError):
         value = None
-    names = value.items() if isinstance(value, dict) else [(None, None)]
+    names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]
     if not all(isinstance(ours, str) and (theirs is None or isinstance(theirs, str)) for ours, theirs in names):
         raise ConfigError(
             f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
         )
-    return dict(value)
+    return dict(names)
 
 
 def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

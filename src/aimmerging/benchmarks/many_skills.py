@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
+from typing import Any
 
 from aimmerging.benchmarks.language import KINDS, SENTENCES
 from aimmerging.benchmarks.skills import INSTRUCTIONS, LABELS
@@ -119,7 +120,7 @@ def _stream(benchmark: str, variants: Sequence[Variant], seed: int, sizes: tuple
 
 
 def _task(benchmark: str, variant: Variant, seed: int, sizes: tuple[int, int, int]) -> Task:
-    splits = {
+    splits: dict[str, Any] = {
         split: tuple(
             Row(f"{variant.name}-{split}-{index:04d}", prompt, label)
             for index, (prompt, label) in enumerate(islice(_rows(benchmark, variant, seed, split), size))

@@ -201,7 +201,8 @@ def _build(name: str, rows: SourceRows, settings: _Settings, problems: Problems)
     if final is None:
         problems.add(f"task {name!r}", "carve", f"{len(train)} train rows are too few to carve from")
         return None
-    task = Task(name, metric=metric_of(benchmark, name), source=rows.source, **{k: tuple(v) for k, v in final.items()})
+    kept: dict[str, Any] = {split: tuple(rows_of) for split, rows_of in final.items()}
+    task = Task(name, metric=metric_of(benchmark, name), source=rows.source, **kept)
     record = {
         "metric": task.metric,
         "source": rows.source,

@@ -136,7 +136,7 @@ def _add_rows(
         if labelled and answer == _NO_GOLD_LABEL:
             result.drop(split, f"no gold label ({_NO_GOLD_LABEL})")
             continue
-        row = parse_row(record, form, str(index), True, partial(problems.add, where, at=at))
+        row = parse_row(record, form, str(index), True, partial(problems.add, where, at=at), _no_note)
         if row is None:
             continue
         if row.id in seen:
@@ -151,3 +151,7 @@ def _add_rows(
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _no_note(*said: str) -> None:
+    """Published rows hold columns beside those that are read; nobody is told of them."""

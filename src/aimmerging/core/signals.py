@@ -49,7 +49,8 @@ def token_losses(logits: Tensor, labels: Tensor, *, shift: bool) -> Tensor:
 
 def row_losses(logits: Tensor, labels: Tensor, *, shift: bool) -> list[Tensor]:
     """Mean cross-entropy of each row's answer tokens, NaN for a row without; arguments as of :func:`token_losses`."""
-    counts: list[int] = (labels[:, 1:] if shift else labels).ne(-100).sum(1).tolist()  # pyright: ignore[reportUnknownMemberType]
+    wanted = (labels[:, 1:] if shift else labels) != -100
+    counts = [int(count) for count in wanted.sum(1)]
     rows: tuple[Tensor, ...] = torch.split(token_losses(logits, labels, shift=shift), counts)
     return [row.mean() for row in rows]
 

@@ -169,7 +169,8 @@ def _content(value: object, where: str, report: Report, *, optional: bool) -> ob
 def _tool_calls(value: object, where: str, report: Report) -> list[dict[str, Any]] | None:
     """Tool calls whose arguments are an object, as chat templates expect it; OpenAI writes them as JSON text."""
     calls: list[dict[str, Any]] = []
-    for call in value if isinstance(value, list) else [] if value is None else [value]:
+    given: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+    for call in given:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             report("tool call", f"{where} has a tool call without a function name: {shown(call)}")
