@@ -1,7 +1,6 @@
 """Rehearsal inside the step in whole runs and under TRL: killed within a task, told in scores, budgets equal."""
 
 import pytest
-import torch
 from kill import differences, outcome
 from short_runs import settings, task_files
 from test_sft import dataset, sft
@@ -66,22 +65,17 @@ def test_within_learns_as_many_rows_as_sequential_and_says_so(tiny_t5, tmp_path)
     assert "16 memory rows in them, in the places of task rows (budget: within): 64 rows in all" in page
 
 
-def test_joint_is_apart_under_trl(tiny_llama, tmp_path):
-    pytest.importorskip("trl")
+def test_trls_fused_loss_leaves_no_logits_so_the_gradients_are_apart(tiny_llama, tmp_path):
     trainer = sft(tiny_llama, tmp_path, aimmerging.Sequential(), data=dataset(1))
     earlier = [trainer.train_dataset[place] for place in range(8)]
-    made = []
-    for computation in ("joint", "apart"):
-        rehearsal = RehearsalSettings(micro_batch_size=2, placement="step", share=0.5, computation=computation)
-        trainer = sft(tiny_llama, tmp_path, Replay(), memory=earlier, rehearsal=rehearsal)
-        trainer.model.config.attention_dropout = 0.0
-        for module in trainer.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.0
-        start = adapter(trainer)
-        trainer.train()
-        made.append(adapter(trainer))
-        assert trainer.session.costs.memory_rows == 20
-    assert far(*made) < 2e-3 * far(start, made[0])
+    alone = sft(tiny_llama, tmp_path, aimmerging.Sequential(), max_steps=2)
+    alone.train()
+    both = {}
+    for weight in (1e-30, 1.0):
+        rehearsal = RehearsalSettings(micro_batch_size=2, placement="step", share=0.5, weight=weight)
+        both[weight] = sft(tiny_llama, tmp_path, Replay(), memory=earlier, rehearsal=rehearsal, max_steps=2)
+        both[weight].train()
+        assert both[weight].session.costs.memory_rows == 4
+        assert both[weight].session.in_step.apart
+    assert both[1.0].session.events[0]["loss"] == alone.session.events[0]["loss"]
+    assert far(adapter(both[1.0]), adapter(both[1e-30])) > 1e-3
