@@ -129,6 +129,7 @@ def test_joint_and_apart_are_the_same_run(folder, tmp_path, accumulate, budget):
         )
         for computation in ("joint", "apart")
     ]  # fmt: skip
+    assert [run.session.in_step.apart for run in runs] == [False, True]
     start = continual(folder, tmp_path, Replay(), dropout=0.0)
     moved = far(adapter(start), adapter(runs[0]))
     assert far(*map(adapter, runs)) < 2e-3 * moved

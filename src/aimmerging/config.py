@@ -395,7 +395,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Every problem of validating `model` in one message, unknown keys with the nearest known one."""
     problems: list[str] = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
+        place = _place(item["loc"], model)
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             problems.append(unknown("key", place, _siblings(item["loc"], model)))
         elif item["type"] == "value_error":
@@ -403,6 +403,18 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             problems.append(f"{place} is {shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}")
     return listing(problems)
+
+
+def _place(location: Sequence[int | str], model: Any) -> str:
+    """Full name of a value; pydantic also lists which of several allowed types it tried, and that is left out."""
+    parts: list[str] = []
+    for part in location:
+        if isinstance(part, int):
+            parts.append(str(part))
+        elif model is not None:
+            parts.append(part)
+            model = next((kind for kind in _kinds(_fields(model).get(part)) if _fields(kind)), None)
+    return ".".join(parts)
 
 
 def _siblings(location: Sequence[int | str], model: Any) -> list[str]:

@@ -3,7 +3,8 @@
 g = g_task + w · g_memory, where g_memory is the gradient of the mean rehearsal loss over the step's memory tokens.
 `joint`: the memory rows ride in the task's batches, their labels hidden from the trainer's own loss, and their loss is
 added with weight w; accumulation, several processes, loss scales and other trainers then need nothing special. `apart`:
-a forward and backward of their own after the task's; for the norm ratio and for methods that look at the gradients.
+a forward and backward of their own after the task's; for the norm ratio, for methods that look at the gradients, and
+under trainers with a loss of their own, such as TRL's, whose fused output layer leaves no logits.
 """
 
 import math
@@ -154,6 +155,7 @@ class StepRehearsal:
         session: that it belongs to.
         weight: w in use.
         measured: step before which `norm_ratio` was last measured; None before.
+        joint: whether the trainer's loss leaves the model's logits, with their gradients, to a joint computation.
         apart: whether the step computes the gradients apart.
         parts: this process's rows by micro-batch.
         waiting: the same as batches, those that are still to come; None where a micro-batch has none.
@@ -168,6 +170,7 @@ class StepRehearsal:
     session: "Session" = field(repr=False)
     weight: float = 1.0
     measured: int | None = None
+    joint: bool = True
     apart: bool = False
     parts: list[list[MemoryRef]] = field(default_factory=list)
     waiting: list[Riders | None] = field(default_factory=list)
@@ -209,7 +212,8 @@ class StepRehearsal:
         places = memory.step_places(settings.share * session.batch_size, session.step)
         mine = session.own(memory.draw_places(session.sizes, places, settings.seed))
         self.parts = [mine[place::micro_batches] for place in range(micro_batches)]
-        self.apart = settings.computation == "apart" or _looks(session.trainer.method) or self._measurement_due
+        looked_at = _looks(session.trainer.method)
+        self.apart = settings.computation == "apart" or not self.joint or looked_at or self._measurement_due
 
     def make_room(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The step's micro-batches of the task; with the budget `within`, memory rows take the places of the last rows.

@@ -104,6 +104,7 @@ class ContinualMixin(TrainerHooks):
             trainer.model_accepts_loss_kwargs = False
         self.method = method
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
+        self.session.in_step.joint = super().compute_loss.__func__ is Trainer.compute_loss  # pyright: ignore[reportAttributeAccessIssue]
         self._micro_losses: list[torch.Tensor] = []
         self._step_rows = 0
         self._riders: Riders | None = None
