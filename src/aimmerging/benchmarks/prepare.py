@@ -201,7 +201,8 @@ def _build(name: str, rows: SourceRows, settings: _Settings, problems: Problems)
     if final is None:
         problems.add(f"task {name!r}", "carve", f"{len(train)} train rows are too few to carve from")
         return None
-    task = Task(name, metric=metric_of(benchmark, name), source=rows.source, **{k: tuple(v) for k, v in final.items()})
+    train_rows, validation_rows, test_rows = (tuple(final[split]) for split in ("train", "validation", "test"))
+    task = Task(name, train_rows, validation_rows, test_rows, metric_of(benchmark, name), rows.source)
     record = {
         "metric": task.metric,
         "source": rows.source,
