@@ -89,8 +89,8 @@ def test_predict_on_chats_needs_a_template(trained, tmp_path):
     shutil.copytree(model, base)
     (base / "chat_template.jinja").write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
     (run / "config.yaml").write_text(config.replace(model, str(base)))
-    [answer] = [json.loads(line) for line in command("predict", run, "--input", path).out.splitlines()]
-    assert answer["input"] == "beta 1?"
+    # the run was not trained with that template: its answers would be to other prompts than it has learned
+    assert "chat template of the base model" in refused("predict", run, "--input", path)
 
 
 def test_predict_wants_one_of_text_and_file(trained, tmp_path):

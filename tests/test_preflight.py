@@ -18,8 +18,8 @@ from aimmerging.training.models import load_tokenizer
 ALTERNATING = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must take turns') }}{% endif %}{{ m.role }}: {{ m.content }}\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{{ raise_exception('roles must take turns') }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
 

@@ -354,12 +354,14 @@ def parse_columns(text: str | None) -> dict[str, str | None]:
         value = parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
     except (ValueError, RecursionError):
         value = None
-    names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]
-    if not all(isinstance(ours, str) and (theirs is None or isinstance(theirs, str)) for ours, theirs in names):
-        raise ConfigError(
-            f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
-        )
-    return dict(names)
+    found: dict[str, str | None] = {}
+    for ours, theirs in value.items() if isinstance(value, dict) else [(None, None)]:
+        if not isinstance(ours, str) or not (theirs is None or isinstance(theirs, str)):
+            raise ConfigError(
+                f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
+            )
+        found[ours] = theirs
+    return found
 
 
 def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -201,8 +201,8 @@ def _build(name: str, rows: SourceRows, settings: _Settings, problems: Problems)
     if final is None:
         problems.add(f"task {name!r}", "carve", f"{len(train)} train rows are too few to carve from")
         return None
-    kept: dict[str, Any] = {split: tuple(rows_of) for split, rows_of in final.items()}
-    task = Task(name, metric=metric_of(benchmark, name), source=rows.source, **kept)
+    train_rows, validation_rows, test_rows = (tuple(final[split]) for split in ("train", "validation", "test"))
+    task = Task(name, train_rows, validation_rows, test_rows, metric_of(benchmark, name), rows.source)
     record = {
         "metric": task.metric,
         "source": rows.source,

@@ -166,7 +166,7 @@ def _content(value: object, where: str, report: Report, *, optional: bool) -> ob
     return "".join(texts)
 
 
-def _tool_calls(value: object, where: str, report: Report) -> list[dict[str, Any]] | None:
+def _tool_calls(value: Any, where: str, report: Report) -> list[dict[str, Any]] | None:
     """Tool calls whose arguments are an object, as chat templates expect it; OpenAI writes them as JSON text."""
     calls: list[dict[str, Any]] = []
     given: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
