@@ -89,10 +89,11 @@ class ContinualMixin(CheckpointHooks):
         trainer: Any = self
         if trainer.is_deepspeed_enabled:
             raise ModelError("DeepSpeed is not supported: merges under its partitioned optimizer are untested; use DDP")
-        if trainer.model.config.is_encoder_decoder:
-            # T5's and BART's forward takes **kwargs, from which the trainer concludes that it divides by
-            # num_items_in_batch; it returns a mean, and loss and gradients would grow with accumulation and processes
-            trainer.model_accepts_loss_kwargs = False
+        # an encoder-decoder's loss is a mean over the micro-batch, although its forward takes any keyword
+        returns_mean = trainer.model.config.is_encoder_decoder or not trainer.model_accepts_loss_kwargs
+        self._weighs_loss = returns_mean and trainer.compute_loss_func is None
+        # where it is weighted here, the trainer has to count the step's tokens and to divide by nothing itself
+        trainer.model_accepts_loss_kwargs = self._weighs_loss or not returns_mean
         self.method = method
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
         self._micro_losses: list[torch.Tensor] = []
@@ -115,24 +116,35 @@ class ContinualMixin(CheckpointHooks):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """As the trainer's, and while training with the method's extra loss, weighted as the batch's token loss is."""
+        """The mean over the answer tokens of the whole step and of all processes, with the method's extra loss.
+
+        A model that returns the mean of its micro-batch has it weighted by the micro-batch's part of the step's tokens,
+        so that no split of the rows into micro-batches or processes changes what is learned.
+        """
         plain = super().compute_loss  # pyright: ignore[reportAttributeAccessIssue]
-        if not model.training or type(self.method).extra_loss is Method.extra_loss:
-            # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
-            return plain(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = plain(model, inputs, True, num_items_in_batch)
-        extra = self.method.extra_loss(self.session, inputs, outputs)
+        share = self._share(inputs.get("labels"), num_items_in_batch)
+        with_extra = model.training and type(self.method).extra_loss is not Method.extra_loss
+        # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
+        found = plain(model, inputs, return_outputs or with_extra, None if self._weighs_loss else num_items_in_batch)
+        loss, outputs = found if return_outputs or with_extra else (found, None)
+        if self._weighs_loss and model.training:
+            loss = loss * share if share else self._nothing()
+        extra = self.method.extra_loss(self.session, inputs, outputs) if with_extra else None
         if extra is not None:
-            loss = loss + extra * self._share(inputs["labels"], num_items_in_batch)
+            loss = loss + extra * share
         return (loss, outputs) if return_outputs else loss
 
-    def _share(self, labels: torch.Tensor, num_items_in_batch: Any) -> float | torch.Tensor:
+    def _share(self, labels: torch.Tensor | None, num_items_in_batch: Any) -> float | torch.Tensor:
         """What a micro-batch's mean weighs in the loss of its step, before the trainer divides by their number."""
         trainer: Any = self
-        if num_items_in_batch is None or not trainer.model_accepts_loss_kwargs:
+        if labels is None or num_items_in_batch is None or not trainer.model_accepts_loss_kwargs:
             return 1.0
         processes = self.session.world if trainer.args.average_tokens_across_devices else 1
         return self.session.answer_tokens(labels) * processes / num_items_in_batch
+
+    def _nothing(self) -> torch.Tensor:
+        """The loss of a micro-batch without any answer token, whose mean is not a number: zero, and so its gradients."""
+        return 0.0 * torch.stack([value.sum() for value in self.session.adapter]).sum()
 
     def current_learning_rate(self) -> float:
         """The learning rate the optimizer holds now."""
