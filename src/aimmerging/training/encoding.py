@@ -64,12 +64,20 @@ class Codec:
                 "use a chat model, or rows with input and output"
             )
         else:
-            ids = self.tokenizer(row.input, verbose=False)["input_ids"]
+            ids = self._opened(row.input)
         if len(ids) <= self.max_input_tokens:
             return ids
         if count is not None:
             count.inputs += 1
         return self._cut(ids)
+
+    def _opened(self, text: str) -> list[int]:
+        """Ids of a plain prompt: with all that the tokenizer adds, but for a decoder without an end before the answer."""
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        if self.encoder_decoder or ids[-1:] != [self.tokenizer.eos_token_id]:
+            return ids
+        bare = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids if bare[-1:] == ids[-1:] else ids[:-1]
 
     def _cut(self, ids: list[int]) -> list[int]:
         """A prompt that fits.
@@ -84,17 +92,31 @@ class Codec:
         return ids[: size - tail] + ids[len(ids) - tail :]
 
     def answer(self, row: Row, count: Truncation | None = None) -> list[int]:
-        """Token ids of the answer with the end-of-sequence token."""
-        text = row.output
-        templated = self.chat_template and self.tokenizer.chat_template
-        if not self.encoder_decoder and not templated and not (row.input[-1:].isspace() or text[:1].isspace()):
-            text = " " + text
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if len(ids) + 1 > self.max_output_tokens:
+        """Token ids that the model has to produce: the answer as its family writes it, with an end-of-sequence token.
+
+        An encoder-decoder's decoder is fed these ids shifted by one, so they hold what the tokenizer puts around a
+        target: `<s>` first for BART, the language first for mBART-50 and after the end for mBART.
+        """
+        end = self.tokenizer.eos_token_id
+        if self.encoder_decoder:
+            ids = self.tokenizer(text_target=row.output, verbose=False)["input_ids"]
+        else:
+            ids = self.tokenizer(self._continued(row), add_special_tokens=False, verbose=False)["input_ids"]
+        # what follows the end, mBART's language, belongs to it
+        place = len(ids) - 1 - ids[::-1].index(end) if self.encoder_decoder and end in ids[-2:] else len(ids)
+        tail = ids[place:] or [end]
+        if place + len(tail) > self.max_output_tokens:
             if count is not None:
                 count.outputs += 1
-            ids = ids[: self.max_output_tokens - 1]
-        return [*ids, self.tokenizer.eos_token_id]
+            place = max(self.max_output_tokens - len(tail), 0)
+        return ids[:place] + tail
+
+    def _continued(self, row: Row) -> str:
+        """The answer's text as it stands behind a decoder's prompt."""
+        templated = self.chat_template and self.tokenizer.chat_template
+        if templated or row.input[-1:].isspace() or row.output[:1].isspace():
+            return row.output
+        return " " + row.output
 
     def example(self, row: Row, count: Truncation | None = None) -> Feature:
         """One training feature: `input_ids`, `attention_mask` and `labels`, which ignore the prompt."""

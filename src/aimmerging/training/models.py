@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from aimmerging.config import LoraSection, ModelConfig, RunConfig
 from aimmerging.data.text_files import parse_json, read_text
+from aimmerging.data.tasks import Row
 from aimmerging.errors import ModelError
 from aimmerging.training.encoding import Codec
 
@@ -62,8 +63,34 @@ def load_model(config: RunConfig, folder: str) -> LoadedModel:
         config.training.max_output_tokens,
         config.model.chat_template,
     )
+    _check_answer_start(base, codec, config.model.name)
     revision = getattr(base.config, "_commit_hash", None)
     return LoadedModel(model, codec, revision, _hash_folder(Path(folder)), adapter_state(model))
+
+
+def _check_answer_start(base: Any, codec: Codec, name: str) -> None:
+    """Refuse a base whose decoder would be trained to begin an answer elsewhere than generation begins it.
+
+    Raises:
+        ModelError: names both tokens and the setting that makes them one.
+    """
+    import torch
+
+    if not codec.encoder_decoder:
+        return
+    labels = torch.tensor([codec.answer(Row("start", "", "answer"))])
+    trained = int(base.prepare_decoder_input_ids_from_labels(labels)[0, 0])
+    settings = base.generation_config
+    named = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
+    generated = named[0] if isinstance(named, list) else named
+    if trained != generated:
+        first, other = codec.tokenizer.convert_ids_to_tokens([trained, generated])
+        raise ModelError(
+            f"model {name!r} is trained to begin an answer after {first!r} (token {trained}), but generation begins it "
+            f"after {other!r} ({generated}), so the score would be of something else than what was learned; set "
+            f"decoder_start_token_id to {trained} in its generation_config.json (for a model of many languages, "
+            "tgt_lang in its tokenizer_config.json decides which token that is)"
+        )
 
 
 @contextmanager

@@ -143,7 +143,7 @@ class ContinualMixin(CheckpointHooks):
         return self.session.answer_tokens(labels) * processes / num_items_in_batch
 
     def _nothing(self) -> torch.Tensor:
-        """The loss of a micro-batch without any answer token, whose mean is not a number: zero, and so its gradients."""
+        """Loss of a micro-batch without an answer token, whose mean is not a number: zero, and so its gradients."""
         return 0.0 * torch.stack([value.sum() for value in self.session.adapter]).sum()
 
     def current_learning_rate(self) -> float:
