@@ -72,7 +72,7 @@ class Codec:
         return self._cut(ids)
 
     def _opened(self, text: str) -> list[int]:
-        """Ids of a plain prompt: with all that the tokenizer adds, but for a decoder without an end before the answer."""
+        """Ids of a plain prompt with what the tokenizer adds; for a decoder without an end before the answer."""
         ids = self.tokenizer(text, verbose=False)["input_ids"]
         if self.encoder_decoder or ids[-1:] != [self.tokenizer.eos_token_id]:
             return ids

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aimmerging.config import LoraSection, ModelConfig, RunConfig
-from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.data.tasks import Row
+from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.errors import ModelError
 from aimmerging.training.encoding import Codec
 
