@@ -27,10 +27,10 @@ from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.scoring import Quiz, Scorer, save_quizzes
 from aimmerging.store import run_directory
 from aimmerging.store.tensor_tree import load_state, save_state
+from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import (
     LoadedModel,
     carry,
-    check_plain_lora,
     load_model,
     read_adapter,
     set_adapter_state,

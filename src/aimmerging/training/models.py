@@ -13,6 +13,7 @@ from aimmerging.config import LoraSection, ModelConfig, RunConfig
 from aimmerging.data.tasks import Row
 from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.errors import ModelError
+from aimmerging.training.adapters import check_attached
 from aimmerging.training.encoding import Codec
 
 TRAINED = "default"
@@ -179,6 +180,7 @@ def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
             raise ModelError(
                 f"the adapter in {adapter} does not fit this base model: {type(error).__name__}: {said}"
             ) from None
+        check_attached(model.peft_config[TRAINED], f"the adapter in {adapter}")
         return model
     task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
     settings = LoraConfig(
@@ -336,33 +338,6 @@ def _activate(model: Any, names: list[str], trainable: set[int]) -> None:
     model.base_model.set_adapter(names)
     for value in model.parameters():
         value.requires_grad_(id(value) in trainable)
-
-
-def check_plain_lora(model: Any, method: str) -> None:
-    """Refuse what the merging of adapters would get wrong without a word.
-
-    Raises:
-        ModelError: names the feature.
-    """
-    settings = model.peft_config[TRAINED]
-    found = [
-        what
-        for what, there in {
-            f"an adapter of type {settings.peft_type.value}": settings.peft_type.value != "LORA",
-            "DoRA": getattr(settings, "use_dora", False),
-            "lora_bias": getattr(settings, "lora_bias", False),
-            "rank_pattern": getattr(settings, "rank_pattern", None),
-            "alpha_pattern": getattr(settings, "alpha_pattern", None),
-            "modules_to_save": getattr(settings, "modules_to_save", None),
-            f"bias={getattr(settings, 'bias', 'none')!r}": getattr(settings, "bias", "none") != "none",
-        }.items()
-        if there
-    ]
-    if found:
-        raise ModelError(
-            f"method {method!r} merges plain LoRA adapters, and this one has {', '.join(found)}, whose weights do not "
-            "add up; start from another adapter, or choose a method that does not merge (`aimmerging methods`)"
-        )
 
 
 def save_adapter(model: Any, folder: Path, base_name: str, adapter: str) -> None:

@@ -17,6 +17,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.errors import ModelError
 from aimmerging.training import guard
+from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.costs import Costs
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import CheckpointHooks
@@ -73,7 +74,8 @@ class ContinualMixin(CheckpointHooks):
         rehearsal: how to probe and rehearse.
 
     Raises:
-        ModelError: nothing of the model is trainable, or it runs under DeepSpeed, which is not supported.
+        ModelError: nothing of the model is trainable, the method merges and the adapter is not plain LoRA, or it runs
+            under DeepSpeed, which is not supported.
     """
 
     def __init__(
@@ -94,6 +96,8 @@ class ContinualMixin(CheckpointHooks):
         self._weighs_loss = returns_mean and trainer.compute_loss_func is None
         # where it is weighted here, the trainer has to count the step's tokens and to divide by nothing itself
         trainer.model_accepts_loss_kwargs = self._weighs_loss or not returns_mean
+        if method.merges and hasattr(trainer.model, "peft_config"):
+            check_plain_lora(trainer.model, type(method).__name__)
         self.method = method
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
         self._micro_losses: list[torch.Tensor] = []
