@@ -76,8 +76,16 @@ def test_a_setting_that_peft_adds_later_is_refused_until_it_is_known(tiny_llama)
         check_plain_lora(model, "aim")
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}, {"r": 8},
-                                     {"init_lora_weights": "orthogonal"}, {"target_modules": "all-linear"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"r": 8, "use_rslora": True},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"target_modules": "all-linear"},
+    ],
+)
 def test_plain_lora_of_every_kind_is_taken(tiny_llama, options):
     before = {name: value.clone() for name, value in base(tiny_llama).named_parameters()}
     model = attached(tiny_llama, **options)

@@ -62,7 +62,7 @@ def test_help_says_what_may_be_given(monkeypatch):
         "eval": ("RUN", "--task"),
         "predict": ("TEXT", "--input"),
         "report": ("-o",),
-        "export": ("--to", "--merged"),
+        "export": ("--to", "--merged", "--dtype"),
         "decide": ("SIGNALS.json", "--preset"),
         "memory drop": ("--task",),
     }

@@ -247,13 +247,16 @@ def export(
     run_dir: RunArgument,
     to: Annotated[Path, typer.Option(help="New folder.")],
     merged: Annotated[bool, typer.Option("--merged", help="Fold the adapter into the base: one full model.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --merged: float32, bfloat16 or float16; default: the base's.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the adapter (PEFT) or a full model that transformers and vLLM load; checks the logits."""
-    from aimmerging.commands.inference import export as export_run
+    from aimmerging.commands.export import export as export_run
 
     with _progress() as progress:
-        result = export_run(run_dir, to, merged=merged, progress=progress)
+        result = export_run(run_dir, to, merged=merged, dtype=dtype, progress=progress)
     if as_json:
         _print_json(result)
         return

@@ -22,7 +22,7 @@ from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError, NumberError, RunDirectoryError, SignalError
 from aimmerging.report import page as report
-from aimmerging.run import learning, sources, stage_writer
+from aimmerging.run import kept_logits, learning, sources, stage_writer
 from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.scoring import Quiz, Scorer, save_quizzes
 from aimmerging.store import run_directory
@@ -323,6 +323,7 @@ def _learn(
                 folder, config, trained, loaded, tasks, index=index, results=results, adapter=adapter
             )
             save_quizzes(folder, quizzes)
+            kept_logits.save(folder, loaded.model, loaded.codec, quizzes)
             save_state(folder / "method", method.state())
     progress.say(_headline(config.method, title, scores, costs.merges))
 
