@@ -68,7 +68,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=32, ge=1, description="rows an optimizer step, over all processes")
     micro_batch_size: int = Field(default=8, ge=1, description="rows on a device at once; divides batch_size")
     learning_rate: float = Field(default=3e-4, gt=0)
-    warmup_steps: int = Field(default=50, ge=0)
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="until the rate is full; default: a tenth of a task's steps, at most 50"
+    )
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -166,6 +168,7 @@ class RunConfig(Section):
 
 
 _PUBLISHED: dict[str, Any] = {
+    "training": {"warmup_steps": 50},
     "memory": {"policy": "balanced", "stored_logits": 0},
     "rehearsal": {"optimizer": "shared", "distillation": None},
     "probe": {"rows": 32, "fixed": False},

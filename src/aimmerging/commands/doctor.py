@@ -6,7 +6,7 @@ from typing import Any
 
 from aimmerging.config import load_config
 from aimmerging.methods import build
-from aimmerging.run import sources
+from aimmerging.run import schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
 from aimmerging.training.encoding import Truncation
@@ -57,6 +57,7 @@ def _examine_config(path: Path, overrides: list[str]) -> dict[str, Any]:
                 "validation": len(task.validation),
                 "test": len(task.test),
                 "updates": updates(config, len(task.train)),
+                "warnings": schedule.before_training(config.training, updates(config, len(task.train))),
                 "cut_inputs": count.inputs,
                 "cut_outputs": count.outputs,
             }

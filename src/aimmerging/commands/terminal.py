@@ -98,6 +98,9 @@ def show_findings(findings: dict[str, Any]) -> None:
         rows = [[task["name"], *(str(task[key]) for key in keys)] for task in config["tasks"]]
         title = f"{config['method']} ({config['preset']}) on {config['model']} would run"
         show_table(title, ["task", *(key.replace("_", " ") for key in keys)], rows)
+        for task in config["tasks"]:
+            for warning in task["warnings"]:
+                console.print(f"{task['name']}: warning: {warning}", highlight=False, markup=False)
 
 
 def _points(value: float | None) -> str:

@@ -20,9 +20,9 @@ from aimmerging import methods
 from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.errors import ConfigError, NumberError, RunDirectoryError, SignalError
+from aimmerging.errors import ConfigError, NumberError, RunDirectoryError, SignalError, TrainingError
 from aimmerging.report import page as report
-from aimmerging.run import kept_logits, learning, sources, stage_writer
+from aimmerging.run import kept_logits, learning, schedule, sources, stage_writer
 from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.scoring import Quiz, Scorer, save_quizzes
 from aimmerging.store import run_directory
@@ -299,6 +299,9 @@ def _learn(
         before = _score_before(config, loaded, method, last, scorer, quizzes, working)
         ranks.wait_for_everyone()  # what the main process kept is read by all from here on
         rows = [row for task in tasks for row in task.train]
+        warnings = schedule.before_training(config.training, learning.updates(config, len(rows)))
+        for warning in warnings:
+            progress.say(f"{title}: warning: {warning}")
         memory = learning.recall(past, loaded) if method.rehearses else learning.NOTHING
         with progress.bar(f"{config.method}: {title}", learning.updates(config, len(rows))) as advance:
             told = _narrator(title, advance, progress)
@@ -308,6 +311,8 @@ def _learn(
         if not ranks.is_main_process:
             return
         costs = trained.costs
+        for warning in (unfallen := schedule.after_training(trained.events)):
+            progress.say(f"{title}: warning: {warning}")
         with (
             run_directory.commit_stage(out, index, title) as folder,
             wearing(loaded.model, trained.evaluated) as adapter,
@@ -318,7 +323,7 @@ def _learn(
                 earlier = [] if method.alone else Quiz.saved(past)
                 scores = scorer.scores([*earlier, *quizzes], folder / "predictions")
             results = {"scores": scores, "zero_shot": before["zero_shot"], "before": before["scores"].get(title)}
-            results["memory"] = kept
+            results |= {"memory": kept, "warnings": [*warnings, *unfallen]}
             stage_writer.write_stage(
                 folder, config, trained, loaded, tasks, index=index, results=results, adapter=adapter
             )
@@ -366,7 +371,7 @@ def _saying_what_is_kept(title: str, working: Working) -> Iterator[None]:
         raise Stopped(
             stop.number, f"stopped at {title}: {working.kept()}; the same command goes on from there"
         ) from None
-    except (NumberError, SignalError) as error:
+    except (NumberError, SignalError, TrainingError) as error:
         raise type(error)(f"{title}: {error}. Earlier tasks are untouched; of this one: {working.kept()}") from error
 
 

@@ -40,6 +40,7 @@ class _MethodCallback(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
         if not state.global_step:
             self.trainer.method.before_task(session)
+            self.trainer.unmoved = [value.detach().clone() for value in session.adapter]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate the step used, before the schedule moves on."""
@@ -52,6 +53,7 @@ class _MethodCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the method finish and settle the time account: what is not counted elsewhere was the task's."""
         session = self.trainer.session
+        guard.check_trained(session, self.trainer.unmoved)
         self.trainer.method.after_task(session)
         self.settle(session.costs)
 
@@ -100,6 +102,7 @@ class ContinualMixin(CheckpointHooks):
             check_plain_lora(trainer.model, type(method).__name__)
         self.method = method
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
+        self.unmoved: list[torch.Tensor] | None = None
         self._micro_losses: list[torch.Tensor] = []
         self._resumed: dict[str, Any] = {}
         if not self.session.adapter:
@@ -163,6 +166,7 @@ class ContinualMixin(CheckpointHooks):
         self._micro_losses.clear()
         loss = total / session.world if math.isfinite(total) else None
         session.record({"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate})
+        self.unmoved = guard.check_moved(session, self.unmoved)
         self.method.after_step(session)
         guard.check_weights(session)
         self._callback.settle(session.costs)
