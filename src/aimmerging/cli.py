@@ -417,18 +417,28 @@ def memory_show(run_dir: RunArgument, as_json: JsonOption = False) -> None:
 def memory_drop(
     run_dir: RunArgument,
     task: Annotated[str, typer.Option(help="Name of the task whose rows are to be deleted.")],
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Also its test rows, predictions and checkpoints; says what is left.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Delete the rows kept of a task; the adapter and the scores stay, and the report says so."""
-    from aimmerging.commands.drop_memory import drop_memory
+    from aimmerging.commands import drop_memory as dropping
+    from aimmerging.commands.terminal import show_dropped
     from aimmerging.report.page import write_report
 
-    record = drop_memory(run_dir, task)
+    gone_before = [entry["task"] for entry in dropping.memory_contents(run_dir) if entry.get("dropped")]
+    record = dropping.drop_everything(run_dir, task) if everything else dropping.drop_memory(run_dir, task)
     write_report(run_dir)
     if as_json:
         _print_json(record)
+    elif everything:
+        show_dropped(record, run_dir)
+    elif task in gone_before:
+        typer.echo(f"nothing is left of the memory of {task} in {run_dir}: dropped {record['dropped_at']}")
     else:
-        typer.echo(f"{record['rows_before']} rows of {task} are gone from {run_dir}")
+        typer.echo(f"{record['rows_before']} rows of {task} are gone from {run_dir}; its test rows and predictions "
+                   "stay there (--everything takes them too)")  # fmt: skip
 
 
 def _show_scores(run_dir: Path, *, as_json: bool) -> None:

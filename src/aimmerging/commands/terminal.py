@@ -122,3 +122,13 @@ def show_manifest(manifest: dict[str, Any], out: Path) -> None:
     title = f"{manifest['benchmark']}, preset {manifest['preset']}, seed {manifest['seed']}"
     show_table(title, ["task", "train", "validation", "test", "dropped rows", "overlaps", "licence"], rows)
     Console().print(f"Written to {out}; configurations of the task orders in {out / 'orders'}", markup=False)
+
+
+def show_dropped(record: dict[str, Any], run: Path) -> None:
+    """Print what `memory drop --everything` deleted, and what is left where."""
+    console = Console()
+    lines = [f"deleted {name}" for name in record["deleted"]]
+    lines += [] if lines else [f"no row of {record['task']} is left in {run}; nothing was deleted"]
+    lines += [f"left: {what}" for what in record["left"]]
+    for line in [*lines, f"not reached: {record['outside']}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
