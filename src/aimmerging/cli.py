@@ -197,21 +197,28 @@ def evaluate(
     _print_table(f"Scores after learning {result['after']}", ["task", "rows", "points"], rows)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def predict(
     run_dir: RunArgument,
     text: Annotated[str | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="File of rows with inputs.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a text, or each row of a file (one JSON object a line), with the last adapter."""
+    """Answer a text, or each row of a file, with the last adapter.
+
+    \b
+    aimmerging predict RUN "TEXT"            prints the answer
+    aimmerging predict RUN --input FILE      prints one JSON object a row
+    aimmerging predict RUN -- "--TEXT"       a text that is an option's name
+    """
+    from aimmerging.commands.inference import check_text
     from aimmerging.data.loading import load_rows
     from aimmerging.data.tasks import Row
 
     if (text is None) == (input_file is None):
         raise ConfigError("give either a TEXT or --input FILE")
-    if text is not None and (not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text)):
-        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
+    if text is not None:
+        check_text(text)
     rows = [Row("text", text, "")] if text is not None else load_rows(Path(str(input_file)), require_output=False)
     from aimmerging.commands.inference import answer
 
@@ -278,21 +285,9 @@ def decide(
     if as_json:
         _print_json(result.to_json())
         return
-    typer.echo(result.phases)
-    columns = ["step", "hits", "interval", "rehearsal", "weights", "learning signal", "why"]
-    rows = [
-        [
-            str(merge.step),
-            str(merge.hits),
-            f"{merge.interval_before} to {merge.interval_after}",
-            str(merge.rehearsal_steps),
-            f"{merge.weight_in:g}/{merge.weight_out:g}",
-            f"{merge.learning_signal:.4g}",
-            merge.why,
-        ]
-        for merge in result.merges
-    ]
-    _print_table(f"{len(rows)} merges, preset {preset}", columns, rows)
+    from aimmerging.commands.terminal import show_decisions
+
+    show_decisions(result, preset)
 
 
 @app.command()
@@ -336,20 +331,9 @@ def methods(as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(found)
         return
-    columns = ["method", "reference", "stores", "cost a step", "verified against", "settings"]
-    rows = [
-        [
-            entry["name"],
-            *(entry[key] for key in ("reference", "stores", "cost", "verified")),
-            _listed(entry["settings"]),
-        ]
-        for entry in found
-    ]
-    _print_table("Methods; cost in steps of plain fine-tuning", columns, rows)
+    from aimmerging.commands.terminal import show_methods
 
-
-def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+    show_methods(found)
 
 
 @app.command()

@@ -41,7 +41,8 @@ class ModelConfig(Section):
     """The frozen base model and, if there is one already, the adapter to go on with."""
 
     name: str = Field(
-        default="skills-t5", description="hub id, folder, or skills-t5 / skills-llama for the built-in tiny base"
+        default="skills-t5",
+        description="hub id, folder (from the configuration's own), or skills-t5 / skills-llama for the built-in base",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     adapter: str | None = Field(default=None, description="folder of a PEFT adapter to start from")

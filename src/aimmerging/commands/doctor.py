@@ -37,7 +37,7 @@ def _examine_config(path: Path, overrides: list[str]) -> dict[str, Any]:
     """Tasks, steps and lengths that the configuration leads to."""
     from aimmerging.training.encoding import Codec
 
-    config = load_config(path, overrides)
+    config = sources.located(load_config(path, overrides), path.parent)
     build(config)
     stream = sources.task_stream(config, path.parent)
     found: dict[str, Any] = {"method": config.method, "preset": config.preset, "model": config.model.name, "tasks": []}

@@ -89,6 +89,19 @@ def score_run(run: Path, other: Quiz | None, progress: Progress) -> dict[str, An
     return {"after": stage.record["task"], "scores": scores, "rows": rows}
 
 
+def check_text(text: str) -> None:
+    """Refuse what is no text to answer, and what was most likely meant as an option.
+
+    Raises:
+        ConfigError: says which option, and how the text itself is given.
+    """
+    if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
+    meant = did_you_mean(text, ("--json", "--input", "--help")) if text.startswith("--") else ""
+    if meant and text not in ("--json", "--input", "--help"):
+        raise ConfigError(f"{text!r} is no option{meant}; to have the text itself answered, put -- before it")
+
+
 def answer(run: Path, rows: Sequence[Row], progress: Progress) -> list[dict[str, Any]]:
     """Answer each row with the last adapter: {"id", "input", "prediction"}."""
     config, loaded, _ = load_learned(run, progress)

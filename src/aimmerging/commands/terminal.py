@@ -11,6 +11,7 @@ from aimmerging.core.metrics import DEFINITIONS
 from aimmerging.data.wording import printable
 
 if TYPE_CHECKING:
+    from aimmerging.commands.decide import Replay
     from aimmerging.compare.plan import Outcome
 
 
@@ -132,3 +133,33 @@ def show_dropped(record: dict[str, Any], run: Path) -> None:
     lines += [f"left: {what}" for what in record["left"]]
     for line in [*lines, f"not reached: {record['outside']}"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_decisions(result: "Replay", preset: str) -> None:
+    """Print what the controller decided on recorded signals."""
+    print(result.phases)
+    columns = ["step", "hits", "interval", "rehearsal", "weights", "learning signal", "why"]
+    rows = [
+        [
+            str(merge.step),
+            str(merge.hits),
+            f"{merge.interval_before} to {merge.interval_after}",
+            str(merge.rehearsal_steps),
+            f"{merge.weight_in:g}/{merge.weight_out:g}",
+            f"{merge.learning_signal:.4g}",
+            merge.why,
+        ]
+        for merge in result.merges
+    ]
+    show_table(f"{len(rows)} merges, preset {preset}", columns, rows)
+
+
+def show_methods(found: list[dict[str, Any]]) -> None:
+    """Print the overview of the methods."""
+    columns = ["method", "reference", "stores", "cost a step", "verified against", "settings"]
+    keys = ("reference", "stores", "cost", "verified")
+    rows = [
+        [entry["name"], *(entry[key] for key in keys), ", ".join(f"{k}={v}" for k, v in entry["settings"].items())]
+        for entry in found
+    ]
+    show_table("Methods; cost in steps of plain fine-tuning", columns, rows)

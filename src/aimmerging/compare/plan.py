@@ -255,7 +255,7 @@ def compare(
         todo = [cell for cell in cells.values() if not _finished(cell) and (retry or not _failed(cell))]
         progress.say(f"{len(cells)} cells, {len(todo)} to run")
         if todo:
-            sources.base_folder(todo[0].config.model, progress)
+            sources.base_folder(sources.located(todo[0].config, base).model, progress)
         for cell in todo:
             (cell.out / FAILED).unlink(missing_ok=True)
         failures = run_cells(todo, workers, progress, engine=engine, keep_going=True)

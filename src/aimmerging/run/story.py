@@ -71,6 +71,9 @@ def run(
         Stopped: a signal asked for it, within :func:`aimmerging.training.stopping.gracefully`.
     """
     stream = sources.task_stream(config, base)
+    # a run directory from before paths were made absolute goes on with its own
+    saved = run_directory.saved_config(out).model if (out / "config.yaml").exists() else None
+    config = config if config.model == saved else sources.located(config, base)
     return run_stream(config, stream, out, progress=progress, accept_changes=accept_changes)
 
 
