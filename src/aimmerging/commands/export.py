@@ -154,10 +154,10 @@ def _untie(model: Any) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = model.get_base_model()
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    ends: tuple[Any, Any] = (base.get_input_embeddings(), base.get_output_embeddings())
     if not any(isinstance(end, BaseTunerLayer) for end in ends):
         return
-    output = ends[1].get_base_layer() if isinstance(ends[1], BaseTunerLayer) else ends[1]
+    output: Any = ends[1].get_base_layer() if isinstance(ends[1], BaseTunerLayer) else ends[1]
     if base.config.tie_word_embeddings:
         output.weight = torch.nn.Parameter(output.weight.detach().clone())
         base.config.tie_word_embeddings = False

@@ -1,5 +1,6 @@
 """Tables in the terminal."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ def show_decisions(result: "Replay", preset: str) -> None:
     show_table(f"{len(rows)} merges, preset {preset}", columns, rows)
 
 
-def show_methods(found: list[dict[str, Any]]) -> None:
+def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
     """Print the overview of the methods."""
     columns = ["method", "reference", "stores", "cost a step", "verified against", "settings"]
     keys = ("reference", "stores", "cost", "verified")

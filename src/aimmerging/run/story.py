@@ -302,9 +302,9 @@ def _learn(
         before = _score_before(config, loaded, method, last, scorer, quizzes, working)
         ranks.wait_for_everyone()  # what the main process kept is read by all from here on
         rows = [row for task in tasks for row in task.train]
-        warnings = schedule.before_training(config.training, learning.updates(config, len(rows)))
-        for warning in warnings:
-            progress.say(f"{title}: warning: {warning}")
+        warnings = _said(
+            title, schedule.before_training(config.training, learning.updates(config, len(rows))), progress
+        )
         memory = learning.recall(past, loaded) if method.rehearses else learning.NOTHING
         with progress.bar(f"{config.method}: {title}", learning.updates(config, len(rows))) as advance:
             told = _narrator(title, advance, progress)
@@ -314,8 +314,7 @@ def _learn(
         if not ranks.is_main_process:
             return
         costs = trained.costs
-        for warning in (unfallen := schedule.after_training(trained.events)):
-            progress.say(f"{title}: warning: {warning}")
+        warnings += _said(title, schedule.after_training(trained.events), progress)
         with (
             run_directory.commit_stage(out, index, title) as folder,
             wearing(loaded.model, trained.evaluated) as adapter,
@@ -326,7 +325,7 @@ def _learn(
                 earlier = [] if method.alone else Quiz.saved(past)
                 scores = scorer.scores([*earlier, *quizzes], folder / "predictions")
             results = {"scores": scores, "zero_shot": before["zero_shot"], "before": before["scores"].get(title)}
-            results |= {"memory": kept, "warnings": [*warnings, *unfallen]}
+            results |= {"memory": kept, "warnings": warnings}
             stage_writer.write_stage(
                 folder, config, trained, loaded, tasks, index=index, results=results, adapter=adapter
             )
@@ -363,6 +362,13 @@ def _score_before(
     if last and not method.fresh_adapter:
         set_adapter_state(loaded.model, last)
     return found
+
+
+def _said(title: str, warnings: list[str], progress: Progress) -> list[str]:
+    """The warnings themselves, each as one line that stays."""
+    for warning in warnings:
+        progress.say(f"{title}: warning: {warning}")
+    return warnings
 
 
 @contextmanager
