@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
-from test_oracles import EVERY_THREE, QUIET
+from test_oracles import EVERY_THREE, QUIET, token_mean
 from trainer_kit import adapter, arguments, continual, load, rows
 from transformers import Trainer
 
@@ -76,9 +76,7 @@ def answers(folder):
 def plain(folder, out):
     """transformers' own trainer."""
     model, codec = load(folder)
-    if codec.encoder_decoder:
-        model.get_base_model().accepts_loss_kwargs = False
-    trainer = Trainer(
+    trainer = token_mean(Trainer, codec)(
         model=model,
         args=arguments(out, **shared_batch(), ddp_find_unused_parameters=False),
         train_dataset=codec.examples(rows(24, 0)),

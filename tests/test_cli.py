@@ -62,9 +62,9 @@ def test_help_says_what_may_be_given(monkeypatch):
         "eval": ("RUN", "--task"),
         "predict": ("TEXT", "--input"),
         "report": ("-o",),
-        "export": ("--to", "--merged"),
+        "export": ("--to", "--merged", "--dtype"),
         "decide": ("SIGNALS.json", "--preset"),
-        "memory drop": ("--task",),
+        "memory drop": ("--task", "--everything"),
     }
     for name, options in expected.items():
         shown = words_of(command(*name.split(), "--help").out)

@@ -174,15 +174,15 @@ def test_export_into_the_empty_folder_one_stands_in(trained, tmp_path, monkeypat
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan")])
 def test_export_that_answers_otherwise_is_not_kept(trained, tmp_path, monkeypatch, wrong):
-    from aimmerging.commands import inference
+    from aimmerging.commands import export
 
-    inner = inference._reload
+    inner = export._reload
 
     def spoilt(*args, **options):
         model = inner(*args, **options)
         next(value for name, value in model.named_parameters() if "lora_B" in name).data += wrong
         return model
 
-    monkeypatch.setattr(inference, "_reload", spoilt)
+    monkeypatch.setattr(export, "_reload", spoilt)
     assert "nothing was kept" in refused("export", trained.run, "--to", tmp_path / "new")
     assert list(tmp_path.iterdir()) == []

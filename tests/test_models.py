@@ -15,11 +15,11 @@ from aimmerging.errors import ModelError
 from aimmerging.run.generation import generate
 from aimmerging.run.sources import base_folder
 from aimmerging.store.run_directory import read_jsonl, read_rows
+from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import (
     TRAINED,
     adapter_state,
     carry,
-    check_plain_lora,
     load_model,
     read_adapter,
     save_adapter,

@@ -204,7 +204,7 @@ def evaluate(
     _print_table(f"Scores after learning {result['after']}", ["task", "rows", "points"], rows)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def predict(
     run_dir: RunArgument,
     text: Annotated[str | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
@@ -212,7 +212,13 @@ def predict(
     columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a text, or each row of a file (one JSON object a line), with the last adapter."""
+    """Answer a text, or each row of a file, with the last adapter.
+
+    \b
+    aimmerging predict RUN "TEXT"            prints the answer
+    aimmerging predict RUN --input FILE      prints one JSON object a row
+    aimmerging predict RUN -- "--TEXT"       a text that is an option's name
+    """
     from aimmerging.commands.inference import answer, rows_at
     from aimmerging.config import parse_columns
 
@@ -251,13 +257,16 @@ def export(
     run_dir: RunArgument,
     to: Annotated[Path, typer.Option(help="New folder.")],
     merged: Annotated[bool, typer.Option("--merged", help="Fold the adapter into the base: one full model.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --merged: float32, bfloat16 or float16; default: the base's.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the adapter (PEFT) or a full model that transformers and vLLM load; checks the logits."""
-    from aimmerging.commands.inference import export as export_run
+    from aimmerging.commands.export import export as export_run
 
     with _progress() as progress:
-        result = export_run(run_dir, to, merged=merged, progress=progress)
+        result = export_run(run_dir, to, merged=merged, dtype=dtype, progress=progress)
     if as_json:
         _print_json(result)
         return
@@ -279,21 +288,9 @@ def decide(
     if as_json:
         _print_json(result.to_json())
         return
-    typer.echo(result.phases)
-    columns = ["step", "hits", "interval", "rehearsal", "weights", "learning signal", "why"]
-    rows = [
-        [
-            str(merge.step),
-            str(merge.hits),
-            f"{merge.interval_before} to {merge.interval_after}",
-            str(merge.rehearsal_steps),
-            f"{merge.weight_in:g}/{merge.weight_out:g}",
-            f"{merge.learning_signal:.4g}",
-            merge.why,
-        ]
-        for merge in result.merges
-    ]
-    _print_table(f"{len(rows)} merges, preset {preset}", columns, rows)
+    from aimmerging.commands.terminal import show_decisions
+
+    show_decisions(result, preset)
 
 
 @app.command()
@@ -337,20 +334,9 @@ def methods(as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(found)
         return
-    columns = ["method", "reference", "stores", "cost a step", "verified against", "settings"]
-    rows = [
-        [
-            entry["name"],
-            *(entry[key] for key in ("reference", "stores", "cost", "verified")),
-            _listed(entry["settings"]),
-        ]
-        for entry in found
-    ]
-    _print_table("Methods; cost in steps of plain fine-tuning", columns, rows)
+    from aimmerging.commands.terminal import show_methods
 
-
-def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+    show_methods(found)
 
 
 @app.command()
@@ -419,18 +405,28 @@ def memory_show(run_dir: RunArgument, as_json: JsonOption = False) -> None:
 def memory_drop(
     run_dir: RunArgument,
     task: Annotated[str, typer.Option(help="Name of the task whose rows are to be deleted.")],
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Also its test rows, predictions and checkpoints; says what is left.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Delete the rows kept of a task; the adapter and the scores stay, and the report says so."""
-    from aimmerging.commands.drop_memory import drop_memory
+    from aimmerging.commands import drop_memory as dropping
+    from aimmerging.commands.terminal import show_dropped
     from aimmerging.report.page import write_report
 
-    record = drop_memory(run_dir, task)
+    gone_before = [entry["task"] for entry in dropping.memory_contents(run_dir) if entry.get("dropped")]
+    record = dropping.drop_everything(run_dir, task) if everything else dropping.drop_memory(run_dir, task)
     write_report(run_dir)
     if as_json:
         _print_json(record)
+    elif everything:
+        show_dropped(record, run_dir)
+    elif task in gone_before:
+        typer.echo(f"nothing is left of the memory of {task} in {run_dir}: dropped {record['dropped_at']}")
     else:
-        typer.echo(f"{record['rows_before']} rows of {task} are gone from {run_dir}")
+        typer.echo(f"{record['rows_before']} rows of {task} are gone from {run_dir}; its test rows and predictions "
+                   "stay there (--everything takes them too)")  # fmt: skip
 
 
 def _show_scores(run_dir: Path, *, as_json: bool) -> None:

@@ -42,7 +42,8 @@ class ModelConfig(Section):
     """The frozen base model and, if there is one already, the adapter to go on with."""
 
     name: str = Field(
-        default="skills-t5", description="hub id, folder, or skills-t5 / skills-llama for the built-in tiny base"
+        default="skills-t5",
+        description="hub id, folder (from the configuration's own), or skills-t5 / skills-llama for the built-in base",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     adapter: str | None = Field(default=None, description="folder of a PEFT adapter to start from")
@@ -69,7 +70,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=32, ge=1, description="rows an optimizer step, over all processes")
     micro_batch_size: int = Field(default=8, ge=1, description="rows on a device at once; divides batch_size")
     learning_rate: float = Field(default=3e-4, gt=0)
-    warmup_steps: int = Field(default=50, ge=0)
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="until the rate is full; default: a tenth of a task's steps, at most 50"
+    )
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -201,7 +204,7 @@ class RunConfig(Section):
 
 
 _PUBLISHED: dict[str, Any] = {
-    "training": {"length_window": 0},
+    "training": {"length_window": 0, "warmup_steps": 50},
     "memory": {"policy": "balanced", "stored_logits": 0},
     "rehearsal": {"optimizer": "shared", "distillation": None},
     "probe": {"rows": 32, "fixed": False},
@@ -354,14 +357,15 @@ def parse_columns(text: str | None) -> dict[str, str | None]:
         value = parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
     except (ValueError, RecursionError):
         value = None
-    found: dict[str, str | None] = {}
-    for ours, theirs in value.items() if isinstance(value, dict) else [(None, None)]:
-        if not isinstance(ours, str) or not (theirs is None or isinstance(theirs, str)):
-            raise ConfigError(
-                f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
-            )
-        found[ours] = theirs
-    return found
+    names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]
+    # a lone word reads as a name without a value, and only the id may have none
+    if not all(
+        (isinstance(ours, str) and isinstance(theirs, str)) or (ours, theirs) == ("id", None) for ours, theirs in names
+    ):
+        raise ConfigError(
+            f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
+        )
+    return dict(names)
 
 
 def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,5 +48,9 @@ class RunDirectoryError(AimmergingError):
     """A run directory is missing, damaged, of another schema or made with another configuration."""
 
 
+class TrainingError(AimmergingError):
+    """Training that teaches nothing: no weight moved."""
+
+
 class NumberError(AimmergingError):
     """Training came to NaN or infinity: in a loss, a gradient, the learning signal or the weights."""

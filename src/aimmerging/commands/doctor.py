@@ -7,7 +7,7 @@ from typing import Any
 
 from aimmerging.config import load_config
 from aimmerging.methods import build
-from aimmerging.run import preflight, sources
+from aimmerging.run import preflight, schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
 from aimmerging.training.progress import Progress
@@ -35,7 +35,7 @@ def examine(config_path: Path | None, overrides: list[str], progress: Progress) 
 
 def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dict[str, Any]:
     """Tasks, steps and lengths that the configuration leads to, and what is to be known of the rows."""
-    config = load_config(path, overrides)
+    config = sources.located(load_config(path, overrides), path.parent)
     build(config)
     stream = sources.task_stream(config, path.parent)
     codec, settings = sources.codec(config, progress)
@@ -53,6 +53,7 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
                 "validation": len(task.validation),
                 "test": len(task.test),
                 "updates": updates(config, len(task.train)),
+                "warnings": schedule.before_training(config.training, updates(config, len(task.train))),
                 "cut_inputs": cut.get((task.name, "train", "cut_input"), 0),
                 "cut_outputs": cut.get((task.name, "train", "cut_output"), 0),
             }

@@ -1,11 +1,13 @@
 """Drop the memory of a task on request: its rows and logits leave the run directory, the adapter stays."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aimmerging.data.problems import did_you_mean
 from aimmerging.errors import RunDirectoryError
+from aimmerging.run import preflight
 from aimmerging.store import run_directory
 
 
@@ -61,3 +63,82 @@ def _check_inside(run: Path, folder: Path) -> None:
     wanted, found = run.resolve() / folder.relative_to(run), folder.resolve()
     if found != wanted:
         raise RunDirectoryError(f"{folder} is a link to {found}; nothing outside of a run directory is deleted")
+
+
+LEFT = (
+    "the adapters of all stages, which learned from the rows",
+    "method/ of all stages: what the method carries, tensors of weights and their importance",
+    "stage.json, scores.json, signals.jsonl, manifest.json, config.yaml: scores, losses, counts, hashes, names",
+)
+"""What a run keeps of a task when all its rows are dropped."""
+OUTSIDE = "the task's own files, reports written elsewhere, exports and copies of the run directory"
+"""What no command of a run can reach."""
+
+
+def drop_everything(run: Path, task: str) -> dict[str, Any]:
+    """Delete every row of a task that a run holds: memory, tests, predictions, logits, findings, checkpoints.
+
+    The adapters stay, and what is left is told. A stage notes what it lost before it loses it, so a drop that was
+    killed in between is finished when asked again. The checkpoints of a task that is being learned go too, because
+    its training draws from the memory.
+
+    Returns:
+        {"task", "deleted": paths inside the run, or a part of a file, "left": what stays in the run,
+        "outside": what is not reached}.
+
+    Raises:
+        RunDirectoryError: the run has not learned the task.
+    """
+    known = run_directory.learned_tasks(run)
+    if task not in known:
+        raise RunDirectoryError(
+            f"{run} has not learned a task {task!r}{did_you_mean(task, known)}; it learned: {', '.join(known)}"
+        )
+    deleted: list[str] = []
+    for folder in (run, run / "single_task"):
+        if (folder / "config.yaml").exists() and task in run_directory.learned_tasks(folder):
+            _drop_kept(folder, task, deleted, run)
+    return {"task": task, "deleted": sorted(deleted), "left": list(LEFT), "outside": OUTSIDE}
+
+
+def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:
+    """One run directory's part of :func:`drop_everything`; adds what it deletes to `deleted`, by its path in `top`."""
+    stages = run_directory.committed_stages(run)
+    if any(stage.tasks[0] == task and (stage.path / "memory").is_dir() for stage in stages):
+        memory = [run / stage.path.relative_to(run) / "memory" for stage in stages if stage.tasks[0] == task]
+        deleted += [_named(file, top) for folder in memory for file in _rows_of(folder)]
+        drop_memory(run, task)
+    place = [name for stage in stages for name in stage.tasks].index(task) + 1
+    slug = run_directory.stage_slug(place, task)
+    with run_directory.locked(run):
+        for stage in stages:
+            names = [f"predictions/{slug}.jsonl"]
+            if task in stage.tasks:
+                names += [f"test/{stage.tasks.index(task) + 1:02d}.jsonl", "check.safetensors"]
+            there = [name for name in names if (stage.path / name).exists()]
+            if not there:
+                continue
+            before = run_directory.dropped_files(stage.path)
+            record = {"schema_version": run_directory.SCHEMA_VERSION, "files": sorted({*before, *names})}
+            _check_inside(run, stage.path)
+            run_directory.write_json(stage.path / run_directory.DROPPED, record)
+            with run_directory.writing(stage.path):
+                for name in there:
+                    (stage.path / name).unlink()
+            deleted += [_named(stage.path / name, top) for name in there]
+        if preflight.forget(run, task):
+            deleted.append(f"{_named(run / preflight.FILE, top)}: what was found in rows of {task}")
+        working = run / run_directory.WORKING
+        if working.exists():
+            _check_inside(run, working)
+            with run_directory.writing(working):
+                shutil.rmtree(working)
+            deleted.append(_named(working, top))
+
+
+def _rows_of(memory: Path) -> list[Path]:
+    return [path for name in ("rows.jsonl", "logits.safetensors") if (path := memory / name).exists()]
+
+
+def _named(path: Path, top: Path) -> str:
+    return path.relative_to(top).as_posix()

@@ -14,7 +14,7 @@ from aimmerging.data.loading import TaskSource, load_rows, load_task
 from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.splits import default_name
 from aimmerging.data.tasks import Row, Task
-from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
+from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.run import preflight, sources, stage_writer
 from aimmerging.run.generation import evaluate, generate, points
 from aimmerging.run.scoring import Quiz
@@ -22,8 +22,7 @@ from aimmerging.store import run_directory
 from aimmerging.training.models import LoadedModel, load_model, read_adapter
 from aimmerging.training.progress import Progress
 
-EXPORT_TOLERANCE = 1e-3
-"""Largest logit gap that an export may have, relative to the largest logit (float32 base)."""
+PREDICT_OPTIONS = ("--json", "--input", "--columns", "--help")
 
 
 class Learned(NamedTuple):
@@ -46,7 +45,7 @@ def load_learned(run: Path, progress: Progress) -> Learned:
     if not stages:
         raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
     run_directory.check_stages(stages[-1:])
-    loaded = _load_stage(config, stages[-1], progress)
+    loaded = load_stage(config, stages[-1], progress)
     run_directory.refuse_changes(run, stage_writer.base_changes(run, loaded), accept=False, of="base model")
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
@@ -54,7 +53,7 @@ def load_learned(run: Path, progress: Progress) -> Learned:
     return Learned(config, loaded, stages[-1])
 
 
-def _load_stage(config: RunConfig, stage: run_directory.Stage, progress: Progress) -> LoadedModel:
+def load_stage(config: RunConfig, stage: run_directory.Stage, progress: Progress) -> LoadedModel:
     """The base with the stage's adapter, whose rank may differ from that of the trained one."""
     folder = stage.path / "adapter"
     read_adapter(folder)  # says what is wrong with a damaged file better than PEFT
@@ -96,8 +95,7 @@ def rows_at(
     if columns is not None:
         raise ConfigError("--columns names the columns of --input FILE; give both, or neither")
     assert text is not None
-    if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
+    check_text(text)
     return [Row("text", text, "")], []
 
 
@@ -128,116 +126,22 @@ def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, An
     return {"after": stage.record["task"], "scores": scores, "rows": rows}
 
 
+def check_text(text: str) -> None:
+    """Refuse what is no text to answer, and what was most likely meant as an option.
+
+    Raises:
+        ConfigError: says which option, and how the text itself is given.
+    """
+    if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
+    meant = did_you_mean(text, PREDICT_OPTIONS) if text.startswith("--") else ""
+    if meant and text not in PREDICT_OPTIONS:
+        raise ConfigError(f"{text!r} is no option{meant}; to have the text itself answered, put -- before it")
+
+
 def answer(run: Path, rows: Sequence[Row], progress: Progress) -> list[dict[str, Any]]:
     """Answer each row with the last adapter: {"id", "input", "prediction"}."""
     config, loaded, _ = load_learned(run, progress)
     with progress.bar("answering", len(rows)) as advance:
         texts = generate(loaded.model, loaded.codec, rows, config.evaluation.batch_size, advance)
     return [{"id": row.id, "input": row.input, "prediction": text} for row, text in zip(rows, texts, strict=True)]
-
-
-class Gap(NamedTuple):
-    """How far the exported model's logits are from the run's own.
-
-    Attributes:
-        largest: largest absolute difference over the probed answers.
-        relative: `largest` divided by the largest absolute logit.
-        rows: rows compared.
-    """
-
-    largest: float
-    relative: float
-    rows: int
-
-
-def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str, Any]:
-    """Write the last adapter in PEFT's format, or base and adapter merged into one model that transformers loads.
-
-    The result is loaded again from disk and its logits are compared with the run's own on learned rows.
-
-    Raises:
-        ModelError: the exported files give other logits; they are removed again.
-        RunDirectoryError: `to` is there already and not empty, or cannot be written.
-    """
-    to = to.resolve()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise RunDirectoryError(f"{to} exists and is not empty; give a new folder to --to")
-    learned = load_learned(run, progress)
-    rows = [row for quiz in Quiz.saved(run_directory.committed_stages(run)) for row in quiz.rows[:8]]
-    wanted = _answer_logits(learned.loaded.model, learned, rows)
-    temporary = to.with_name(f".{to.name}.tmp")
-    _remove(temporary)
-    with run_directory.writing(to):
-        temporary.mkdir(parents=True)
-    try:
-        _write_export(learned, temporary, merged=merged, progress=progress)
-        gap = _gap(wanted, _answer_logits(_reload(temporary, learned, merged=merged, progress=progress), learned, rows))
-        if not gap.relative <= EXPORT_TOLERANCE:
-            raise ModelError(
-                f"the exported model's logits differ by {gap.largest:.3g} ({gap.relative:.1%} of the largest), allowed "
-                f"is {EXPORT_TOLERANCE:.1%}; nothing was kept. Export the adapter without --merged, or load the base "
-                "with model.dtype float32"
-            )
-        if to.exists():
-            to.rmdir()
-        temporary.rename(to)
-    finally:
-        _remove(temporary)
-    kind = "merged model" if merged else "adapter"
-    return {"to": str(to), "kind": kind, "base": learned.config.model.name, "logit_gap": gap._asdict()}
-
-
-def _write_export(learned: Learned, folder: Path, *, merged: bool, progress: Progress) -> None:
-    """Adapter files as the run has them, or a fresh copy of the base with the adapter folded in."""
-    import shutil
-
-    tokenizer = learned.loaded.codec.tokenizer
-    if not merged:
-        shutil.copytree(learned.stage.path / "adapter", folder, dirs_exist_ok=True)
-        tokenizer.save_pretrained(folder)
-        return
-    copy = _load_stage(learned.config, learned.stage, progress)
-    copy.model.merge_and_unload(safe_merge=True).save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-
-
-def _reload(folder: Path, learned: Learned, *, merged: bool, progress: Progress) -> Any:
-    """The exported model as a user would load it."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    kind = AutoModelForSeq2SeqLM if learned.loaded.codec.encoder_decoder else AutoModelForCausalLM
-    config = learned.config.model
-    source = str(folder) if merged else sources.base_folder(config, progress)
-    base = kind.from_pretrained(
-        source, dtype=getattr(torch, config.dtype), use_safetensors=True, trust_remote_code=False
-    )
-    model = base if merged else PeftModel.from_pretrained(base, str(folder))
-    return model.to(learned.loaded.model.device).eval()
-
-
-@torch.no_grad()
-def _answer_logits(model: Any, learned: Learned, rows: Sequence[Row]) -> list[torch.Tensor]:
-    """Logits [length, vocabulary] of each row with its answer, float32 on the CPU."""
-    from aimmerging.training.encoding import Collator
-
-    codec = learned.loaded.codec
-    collate = Collator(codec.tokenizer.pad_token_id)
-    found: list[torch.Tensor] = []
-    for row in rows:
-        batch = {name: value.to(model.device) for name, value in collate([codec.example(row)]).items()}
-        found.append(model(**batch).logits[0].float().cpu())
-    return found
-
-
-def _gap(wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Gap:
-    # torch's max, unlike Python's, does not lose a NaN
-    largest = float(torch.stack([(a - b).abs().max() for a, b in zip(wanted, found, strict=True)]).max())
-    scale = float(torch.stack([a.abs().max() for a in wanted]).max())
-    return Gap(largest, largest / scale if scale else largest, len(wanted))
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Tables in the terminal."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from aimmerging.core.metrics import DEFINITIONS
 from aimmerging.data.wording import printable
 
 if TYPE_CHECKING:
+    from aimmerging.commands.decide import Replay
     from aimmerging.compare.plan import Outcome
 
 
@@ -100,6 +102,9 @@ def show_findings(findings: dict[str, Any]) -> None:
         show_table(title, ["task", *(key.replace("_", " ") for key in keys)], rows)
         for finding in config["findings"]:
             console.print(f"note: {printable(finding['sentence'])}", highlight=False, markup=False)
+        for task in config["tasks"]:
+            for warning in task["warnings"]:
+                console.print(f"{task['name']}: warning: {warning}", highlight=False, markup=False)
 
 
 def _points(value: float | None) -> str:
@@ -121,3 +126,43 @@ def show_manifest(manifest: dict[str, Any], out: Path) -> None:
     title = f"{manifest['benchmark']}, preset {manifest['preset']}, seed {manifest['seed']}"
     show_table(title, ["task", "train", "validation", "test", "dropped rows", "overlaps", "licence"], rows)
     Console().print(f"Written to {out}; configurations of the task orders in {out / 'orders'}", markup=False)
+
+
+def show_dropped(record: dict[str, Any], run: Path) -> None:
+    """Print what `memory drop --everything` deleted, and what is left where."""
+    console = Console()
+    lines = [f"deleted {name}" for name in record["deleted"]]
+    lines += [] if lines else [f"no row of {record['task']} is left in {run}; nothing was deleted"]
+    lines += [f"left: {what}" for what in record["left"]]
+    for line in [*lines, f"not reached: {record['outside']}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_decisions(result: "Replay", preset: str) -> None:
+    """Print what the controller decided on recorded signals."""
+    print(result.phases)
+    columns = ["step", "hits", "interval", "rehearsal", "weights", "learning signal", "why"]
+    rows = [
+        [
+            str(merge.step),
+            str(merge.hits),
+            f"{merge.interval_before} to {merge.interval_after}",
+            str(merge.rehearsal_steps),
+            f"{merge.weight_in:g}/{merge.weight_out:g}",
+            f"{merge.learning_signal:.4g}",
+            merge.why,
+        ]
+        for merge in result.merges
+    ]
+    show_table(f"{len(rows)} merges, preset {preset}", columns, rows)
+
+
+def show_methods(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the overview of the methods."""
+    columns = ["method", "reference", "stores", "cost a step", "verified against", "settings"]
+    keys = ("reference", "stores", "cost", "verified")
+    rows = [
+        [entry["name"], *(entry[key] for key in keys), ", ".join(f"{k}={v}" for k, v in entry["settings"].items())]
+        for entry in found
+    ]
+    show_table("Methods; cost in steps of plain fine-tuning", columns, rows)

@@ -279,7 +279,7 @@ def _check_rows(cells: Sequence[Cell], progress: Progress) -> None:
         if kind in seen:
             continue
         seen.add(kind)
-        codec, settings = sources.codec(cell.config, progress)
+        codec, settings = sources.codec(sources.located(cell.config, cell.base), progress)
         findings = preflight.examine(sources.task_stream(cell.config, cell.base).tasks, codec, settings)
         preflight.refuse(findings)
         for sentence in dict.fromkeys(map(str, findings)):

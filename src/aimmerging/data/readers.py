@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aimmerging.data.problems import Problems
+from aimmerging.data.wording import shown
 
 if TYPE_CHECKING:
     import datasets
@@ -190,20 +191,37 @@ def _decoded_lines(path: Path, problems: Problems) -> Iterator[str]:
             position += len(raw)
 
 
+def _named(header: Sequence[str]) -> str:
+    """A header's columns in a message, the first few of many."""
+    return ", ".join(map(shown, header[:8])) + (f" and {len(header) - 8} more" if len(header) > 8 else "")
+
+
+def _header_problem(header: Sequence[str]) -> str:
+    """What is wrong with the first line of a CSV file, by its columns; nothing where it is fine."""
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        return f"the header has the column {repeated[0]!r} twice; its columns are {_named(header)}"
+    mark = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+    if mark is not None:
+        return f"the header {shown(header[0])} is separated by {mark!r}; separate columns by commas"
+    return ""
+
+
 def _csv_records(path: Path, problems: Problems) -> Iterator[Record]:
     limit = csv.field_size_limit(_CSV_FIELD_BYTES)
     where, number = str(path), 1
     reader = csv.reader(_decoded_lines(path, problems), strict=True)
     try:
         header: list[str] = next(reader, [])
-        repeated = sorted({name for name in header if header.count(name) > 1})
-        if repeated:
-            problems.add(where, "duplicate column", f"the header has the column {repeated[0]!r} twice", "line 1")
+        wrong = _header_problem(header)
+        if wrong:
+            problems.add(where, "header", wrong, "line 1")
             return
         number = reader.line_num + 1
         for fields in reader:
             if fields and len(fields) != len(header):
-                text = f"{len(fields)} fields, but the header has {len(header)}; quote fields that hold commas"
+                text = f"{len(fields)} fields, but the header has {len(header)} ({_named(header)}); quote fields that "
+                text += "hold commas"
                 problems.add(where, "field count", text, f"line {number}")
             elif any("\0" in field for field in fields):
                 problems.add(
@@ -213,7 +231,8 @@ def _csv_records(path: Path, problems: Problems) -> Iterator[Record]:
                 yield Record(number, dict(zip(header, fields, strict=True)))
             number = reader.line_num + 1
     except csv.Error as error:
-        problems.add(where, "not CSV", f"not valid CSV: {error}; the rest was not read", f"line {number}")
+        part = "the header is " if number == 1 else ""
+        problems.add(where, "not CSV", f"{part}not valid CSV: {error}; the rest was not read", f"line {number}")
     finally:
         csv.field_size_limit(limit)
 

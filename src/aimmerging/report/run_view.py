@@ -163,6 +163,7 @@ class StageRecord:
     memory: MemoryCount | None = None
     hashes: Mapping[str, str | None] | None = None
     finished: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from aimmerging.core import memory
 from aimmerging.data.tasks import Row, Task, hash_rows
 from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
+from aimmerging.run import schedule
 from aimmerging.run.checkpoints import LEARNED, Checkpointing, Working
 from aimmerging.store import run_directory
 from aimmerging.store.tensor_tree import to_device
@@ -110,7 +111,7 @@ def train(
     features = loaded.codec.examples(rows, count)
     set_seed(config.seed + index)
     with TemporaryDirectory() as scratch:
-        arguments = training_arguments(config, Path(scratch), config.seed + index)
+        arguments = training_arguments(config, Path(scratch), config.seed + index, steps=updates(config, len(rows)))
         loaded.model.train()
         trainer = ContinualTrainer(
             model=loaded.model,
@@ -160,8 +161,8 @@ def _taken_back(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> Tr
     return Trained(Costs(**tree["costs"]), tree["events"], Truncation(**tree["truncation"]), tree["evaluated"])
 
 
-def training_arguments(config: RunConfig, folder: Path, seed: int) -> TrainingArguments:
-    """The configuration in transformers' words.
+def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int) -> TrainingArguments:
+    """The configuration in transformers' words, for a task of so many optimizer steps.
 
     Raises:
         ConfigError: the batch cannot be shared evenly among the processes.
@@ -172,7 +173,7 @@ def training_arguments(config: RunConfig, folder: Path, seed: int) -> TrainingAr
         per_device_train_batch_size=min(training.micro_batch_size, training.batch_size),
         num_train_epochs=training.epochs,
         learning_rate=training.learning_rate,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=schedule.warmup_steps(training, steps),
         lr_scheduler_type=training.schedule,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,

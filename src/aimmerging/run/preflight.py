@@ -27,7 +27,7 @@ FILE = "findings.json"
 SPLITS = ("train", "validation", "test")
 _CACHED_FROM = 1000
 """Rows of a split from which its measurement is kept."""
-_VERSION = 1
+_VERSION = 2
 """Of what is measured; another one makes the cache void."""
 
 
@@ -102,7 +102,9 @@ def past_tasks(stages: Sequence[run_directory.Stage]) -> list[Task]:
             run_directory.read_rows(stage.path / "memory" / "rows.jsonl") if run_directory.has_memory(stage) else []
         )
         for number, (name, metric) in enumerate(zip(stage.tasks, stage.record["metrics"], strict=True), start=1):
-            tests = run_directory.read_rows(stage.path / "test" / f"{number:02d}.jsonl")
+            file = f"test/{number:02d}.jsonl"
+            gone = file in run_directory.dropped_files(stage.path)
+            tests = [] if gone else run_directory.read_rows(stage.path / file)
             tasks.append(Task(name, tuple(memory if number == 1 else ()), (), tuple(tests), metric, str(stage.path)))
     return tasks
 
@@ -113,6 +115,16 @@ def write(run: Path, findings: Sequence[Finding]) -> None:
     names = {finding["task"] for finding in new}
     old = [finding for finding in read(run) if finding["task"] not in names]
     run_directory.write_json(run / FILE, {"schema_version": run_directory.SCHEMA_VERSION, "findings": [*old, *new]})
+
+
+def forget(run: Path, task: str) -> bool:
+    """Take a task's findings, which show rows, out of the run directory; whether there were any."""
+    old = read(run)
+    left = [finding for finding in old if finding["task"] != task]
+    if len(left) == len(old):
+        return False
+    run_directory.write_json(run / FILE, {"schema_version": run_directory.SCHEMA_VERSION, "findings": left})
+    return True
 
 
 def read(run: Path) -> list[dict[str, Any]]:
@@ -244,7 +256,7 @@ def _cut_output(codec: Codec, _settings: Any, measured: Measured, task: Task) ->
         f"have answers longer than {codec.max_output_tokens} tokens with their end, and lose the rest: "
         f"{_best(measured, task)}; raise training.max_output_tokens"
     )
-    return False, sentence, lambda row: f"{len(codec.answer_ids([row])[0]) + 1} tokens"
+    return False, sentence, lambda row: f"{len(codec.answer_ids([row])[0])} tokens"
 
 
 def _unwritable(codec: Codec, _settings: Any, measured: Measured, task: Task) -> tuple[bool, str, Say]:

@@ -105,9 +105,9 @@ def _measure_answers(
         best = _best(text, row, metric)
         if best < 1.0:
             found.add("unwritable", index)
-        if len(ids) + 1 > codec.max_output_tokens:
+        if len(ids) > codec.max_output_tokens:
             found.add("cut_output", index)
-            best = _best(codec.texts([ids[: codec.max_output_tokens - 1]])[0], row, metric)
+            best = _best(codec.texts([codec.cut_answer(ids)])[0], row, metric)
         found.reachable += best
 
 

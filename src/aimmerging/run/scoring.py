@@ -36,12 +36,19 @@ class Quiz:
 
     @classmethod
     def saved(cls, stages: Sequence[run_directory.Stage]) -> "list[Quiz]":
-        """The quizzes that committed stages keep, so that later scoring needs no file outside the run directory."""
+        """The quizzes that committed stages keep, so that later scoring needs no other file.
+
+        A task whose rows were dropped on request has none.
+        """
         quizzes: list[Quiz] = []
+        place = 0
         for stage in stages:
             for number, (name, metric) in enumerate(zip(stage.tasks, stage.record["metrics"], strict=True), start=1):
+                place += 1
+                if f"test/{number:02d}.jsonl" in run_directory.dropped_files(stage.path):
+                    continue
                 rows = run_directory.read_rows(stage.path / "test" / f"{number:02d}.jsonl")
-                quizzes.append(cls(name, metric, tuple(rows), place=len(quizzes) + 1))
+                quizzes.append(cls(name, metric, tuple(rows), place))
         return quizzes
 
 

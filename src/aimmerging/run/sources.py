@@ -1,5 +1,6 @@
 """From a configuration to its tasks and its base model, be they the user's or built in."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,20 @@ def task_stream(config: RunConfig, base: Path) -> TaskStream:
         if name not in tasks:
             raise ConfigError(f"order: {unknown('task', name, stream.names)}")
     return TaskStream(tuple(tasks[name] for name in config.order))
+
+
+def located(config: RunConfig, base: Path) -> RunConfig:
+    """The configuration with the folders of base model and adapter found as those of tasks are: from `base`.
+
+    They become absolute, so that the run directory knows them wherever a later command is given. A name that is no
+    folder there stays as it is: a hub id, a built-in base, or a path from where the command is given.
+    """
+    found: dict[str, str] = {}
+    for key in ("name", "adapter"):
+        value = getattr(config.model, key)
+        if value is not None and value not in BUILT_IN and os.path.isdir(base / value):
+            found[key] = str((base / value).absolute())
+    return config.model_copy(update={"model": config.model.model_copy(update=found)}) if found else config
 
 
 def base_folder(config: ModelConfig, progress: Progress) -> str:

@@ -154,7 +154,7 @@ def write_stage(
         loaded: the model with the adapter as it is kept.
         tasks: learned in this stage.
         index: tasks learned after this stage.
-        results: scores, zero_shot, before and memory, as docs/files.md has them.
+        results: scores, zero_shot, before, memory and warnings, as docs/files.md has them.
         adapter: PEFT's name of the adapter that is kept.
     """
     with run_directory.writing(folder / "adapter"):

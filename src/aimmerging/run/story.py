@@ -20,17 +20,17 @@ from aimmerging import methods
 from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.errors import ConfigError, NumberError, RunDirectoryError, SignalError
+from aimmerging.errors import ConfigError, NumberError, RunDirectoryError, SignalError, TrainingError
 from aimmerging.report import page as report
-from aimmerging.run import learning, preflight, sources, stage_writer
+from aimmerging.run import kept_logits, learning, preflight, schedule, sources, stage_writer
 from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.scoring import Quiz, Scorer, save_quizzes
 from aimmerging.store import run_directory
 from aimmerging.store.tensor_tree import load_state, save_state
+from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import (
     LoadedModel,
     carry,
-    check_plain_lora,
     load_model,
     read_adapter,
     set_adapter_state,
@@ -71,6 +71,9 @@ def run(
         Stopped: a signal asked for it, within :func:`aimmerging.training.stopping.gracefully`.
     """
     stream = sources.task_stream(config, base)
+    # a run directory from before paths were made absolute goes on with its own
+    saved = run_directory.saved_config(out).model if (out / "config.yaml").exists() else None
+    config = config if config.model == saved else sources.located(config, base)
     return run_stream(config, stream, out, progress=progress, accept_changes=accept_changes)
 
 
@@ -314,6 +317,9 @@ def _learn(
         before = _score_before(config, loaded, method, last, scorer, quizzes, working)
         ranks.wait_for_everyone()  # what the main process kept is read by all from here on
         rows = [row for task in tasks for row in task.train]
+        warnings = _said(
+            title, schedule.before_training(config.training, learning.updates(config, len(rows))), progress
+        )
         memory = learning.recall(past, loaded) if method.rehearses else learning.NOTHING
         with progress.bar(f"{config.method}: {title}", learning.updates(config, len(rows))) as advance:
             told = _narrator(title, advance, progress)
@@ -323,6 +329,7 @@ def _learn(
         if not ranks.is_main_process:
             return
         costs = trained.costs
+        warnings += _said(title, schedule.after_training(trained.events), progress)
         with (
             run_directory.commit_stage(out, index, title) as folder,
             wearing(loaded.model, trained.evaluated) as adapter,
@@ -333,11 +340,12 @@ def _learn(
                 earlier = [] if method.alone else Quiz.saved(past)
                 scores = scorer.scores([*earlier, *quizzes], folder / "predictions")
             results = {"scores": scores, "zero_shot": before["zero_shot"], "before": before["scores"].get(title)}
-            results["memory"] = kept
+            results |= {"memory": kept, "warnings": warnings}
             stage_writer.write_stage(
                 folder, config, trained, loaded, tasks, index=index, results=results, adapter=adapter
             )
             save_quizzes(folder, quizzes)
+            kept_logits.save(folder, loaded.model, loaded.codec, quizzes)
             save_state(folder / "method", method.state())
     progress.say(_headline(config.method, title, scores, costs.merges))
 
@@ -371,6 +379,13 @@ def _score_before(
     return found
 
 
+def _said(title: str, warnings: list[str], progress: Progress) -> list[str]:
+    """The warnings themselves, each as one line that stays."""
+    for warning in warnings:
+        progress.say(f"{title}: warning: {warning}")
+    return warnings
+
+
 @contextmanager
 def _saying_what_is_kept(title: str, working: Working) -> Iterator[None]:
     """Add to whatever ends a stage early where the next run goes on."""
@@ -380,7 +395,7 @@ def _saying_what_is_kept(title: str, working: Working) -> Iterator[None]:
         raise Stopped(
             stop.number, f"stopped at {title}: {working.kept()}; the same command goes on from there"
         ) from None
-    except (NumberError, SignalError) as error:
+    except (NumberError, SignalError, TrainingError) as error:
         raise type(error)(f"{title}: {error}. Earlier tasks are untouched; of this one: {working.kept()}") from error
 
 

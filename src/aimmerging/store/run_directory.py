@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,15 +151,30 @@ def has_memory(stage: Stage) -> bool:
     return (stage.path / "memory" / "rows.jsonl").exists() and not _dropped(stage.path)
 
 
+DROPPED = "dropped.json"
+"""In a stage: its files that `memory drop --everything` took away."""
+_MAY_BE_DROPPED = ("test/*.jsonl", "predictions/*.jsonl", "check.safetensors")
+
+
 def _dropped(folder: Path) -> list[str]:
-    """Files of a stage that `aimmerging memory drop` changed or took away, as memory.json says."""
+    """Files of a stage that `aimmerging memory drop` changed or took away, as memory.json and dropped.json say."""
+    found = dropped_files(folder)
     try:
         record = json.loads(read_text(folder / "memory" / "memory.json"))
     except (OSError, ValueError, RecursionError):
-        return []
+        return found
     if not (isinstance(record, dict) and record.get("dropped") is True):
+        return found
+    return found + [f"memory/{name}" for name in ("memory.json", "rows.jsonl", "logits.safetensors")]
+
+
+def dropped_files(folder: Path) -> list[str]:
+    """Test rows, predictions and kept logits that were dropped from a stage on request; nothing else may be."""
+    try:
+        names = json.loads(read_text(folder / DROPPED))["files"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return []
-    return [f"memory/{name}" for name in ("memory.json", "rows.jsonl", "logits.safetensors")]
+    return [name for name in names if any(fnmatch(str(name), pattern) for pattern in _MAY_BE_DROPPED)]
 
 
 def unfinished(run: Path) -> list[Path]:

@@ -89,7 +89,7 @@ class Codec:
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts that :meth:`prompt_text` wrote, in their whole length."""
-        return self._tokenized(texts, specials=not self.templated)
+        return self._tokenized(texts, specials=False) if self.templated else self._opened(texts)
 
     def prompt_text(self, row: Row) -> str:
         """The prompt as text.
@@ -128,13 +128,29 @@ class Codec:
         own = self.tokenizer.chat_template
         return _FIXED_DATE + own if isinstance(own, str) and "strftime_now" in own else None
 
-    def _tokenized(self, texts: Sequence[str], *, specials: bool) -> list[list[int]]:
-        """Token ids of texts, in batches that keep the tokenizer's memory small."""
+    def _tokenized(self, texts: Sequence[str], *, specials: bool, target: bool = False) -> list[list[int]]:
+        """Token ids of texts, in batches that keep the tokenizer's memory small.
+
+        Args:
+            texts: any number.
+            specials: whether the tokenizer adds what its family puts around a text.
+            target: the texts are what an encoder-decoder's decoder writes; some families put other tokens around them.
+        """
         encoded: list[list[int]] = []
         for start in range(0, len(texts), _BATCH):
-            batch = list(texts[start : start + _BATCH])
-            found = self.tokenizer(batch, add_special_tokens=specials, return_attention_mask=False, verbose=False)
+            batch = {"text_target" if target else "text": list(texts[start : start + _BATCH])}
+            found = self.tokenizer(**batch, add_special_tokens=specials, return_attention_mask=False, verbose=False)
             encoded += found["input_ids"]
+        return encoded
+
+    def _opened(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of plain prompts with what the tokenizer adds; for a decoder without an end before the answer."""
+        encoded, end = self._tokenized(texts, specials=True), self.tokenizer.eos_token_id
+        closed = [] if self.encoder_decoder else [place for place, ids in enumerate(encoded) if ids[-1:] == [end]]
+        bare = self._tokenized([texts[place] for place in closed], specials=False)
+        for place, ids in zip(closed, bare, strict=True):
+            if ids[-1:] != [end]:  # else the end stands in the text itself
+                encoded[place] = encoded[place][:-1]
         return encoded
 
     def _cut(self, ids: list[int]) -> list[int]:
@@ -150,26 +166,46 @@ class Codec:
         return ids[: size - tail] + ids[len(ids) - tail :]
 
     def answer(self, row: Row, count: Truncation | None = None) -> list[int]:
-        """Token ids of the answer with the end-of-sequence token."""
+        """Token ids that the model has to produce: the answer as its family writes it, with its end."""
         return self.answers([row], count)[0]
 
     def answers(self, rows: Sequence[Row], count: Truncation | None = None) -> list[list[int]]:
         """As :meth:`answer`, of many rows."""
-        room, fitted = self.max_output_tokens - 1, []
+        fitted: list[list[int]] = []
         for ids in self.answer_ids(rows):
-            if len(ids) > room and count is not None:
+            if len(ids) > self.max_output_tokens and count is not None:
                 count.outputs += 1
-            fitted.append([*ids[:room], self.tokenizer.eos_token_id])
+            fitted.append(self.cut_answer(ids))
         return fitted
 
     def answer_ids(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Token ids of the answers in their whole length, without an end."""
-        return self._tokenized([self._answer_text(row) for row in rows], specials=False)
+        """Token ids of the answers in their whole length, with their end.
 
-    def _answer_text(self, row: Row) -> str:
-        """The answer, after the space that a decoder's prompt does not end with."""
+        An encoder-decoder's decoder is fed these ids shifted by one, so they hold what the tokenizer puts around a
+        target: `<s>` first for BART, the language first for mBART-50 and after the end for mBART.
+        """
+        if not self.encoder_decoder:
+            bare = self._tokenized([self._continued(row) for row in rows], specials=False)
+            return [[*ids, self.tokenizer.eos_token_id] for ids in bare]
+        written = self._tokenized([row.output for row in rows], specials=True, target=True)
+        return [ids if self._end(ids) < len(ids) else [*ids, self.tokenizer.eos_token_id] for ids in written]
+
+    def cut_answer(self, ids: list[int]) -> list[int]:
+        """An answer of :meth:`answer_ids` that fits: it loses what stands before its end."""
+        place = self._end(ids)
+        tail = ids[place:]
+        return ids[: max(min(place, self.max_output_tokens - len(tail)), 0)] + tail
+
+    def _end(self, ids: Sequence[int]) -> int:
+        """Where an answer's end begins; what follows the end-of-sequence token, mBART's language, belongs to it."""
+        end = self.tokenizer.eos_token_id
+        last = ids[-2:] if self.encoder_decoder else ids[-1:]
+        return len(ids) - 1 - list(reversed(last)).index(end) if end in last else len(ids)
+
+    def _continued(self, row: Row) -> str:
+        """The answer's text as it stands behind a decoder's prompt, which does not end with a space."""
         apart = row.input[-1:].isspace() or row.output[:1].isspace()
-        return row.output if self.encoder_decoder or self.templated or apart else " " + row.output
+        return row.output if self.templated or apart else " " + row.output
 
     def texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
         """What generated token ids say: without special tokens and outer blanks."""

@@ -7,10 +7,14 @@ from torch import Tensor
 
 from aimmerging.core.fusion import local
 from aimmerging.core.signals import all_finite
-from aimmerging.errors import NumberError
+from aimmerging.errors import NumberError, TrainingError
 
 if TYPE_CHECKING:
     from aimmerging.training.session import Session
+
+
+_STILL = 1e-12
+"""A weight that begins at 0 leaves it at any rate; a move as small as this changes no answer."""
 
 
 @torch.no_grad()
@@ -41,6 +45,55 @@ def check_step(session: "Session", loss: Tensor, what: str, step: int) -> None:
                 value.grad = None
 
 
+@torch.no_grad()
+def check_moved(session: "Session", start: list[Tensor] | None) -> list[Tensor] | None:
+    """Look whether the first optimizer step that could move a weight has moved one.
+
+    A step at a rate of 0, as a warm-up begins with, and one that was passed over prove nothing; the next one is looked
+    at then.
+
+    Args:
+        session: right after an optimizer step.
+        start: the adapter as it was before the first one; None once a weight has moved.
+
+    Returns:
+        what to give with the next step.
+
+    Raises:
+        TrainingError: no weight moved on any process.
+    """
+    if start is None:
+        return None
+    pairs = zip(session.adapter, start, strict=True)
+    moved = any(float((now - before).abs().max()) > _STILL for now, before in pairs if now.numel())
+    [anywhere] = session.sum_over_ranks(float(moved))
+    if anywhere:
+        return None
+    passed_over = session.trainer.accelerator.optimizer_step_was_skipped or any(
+        event["kind"] == "skipped" and event["step"] == session.step for event in session.events
+    )
+    if passed_over or not session.learning_rate:
+        return start
+    raise TrainingError(
+        f"no weight moved in step {session.step}, at a learning rate of {session.learning_rate:.1e}: the rate is too "
+        "small for the weights, or no gradient reaches them; set a larger training.learning_rate, check that the rows "
+        "have answer tokens (labels other than -100), and that the trainable adapter is the active one"
+    )
+
+
+def check_trained(session: "Session", start: list[Tensor] | None) -> None:
+    """Refuse the end of a training in which no weight ever moved.
+
+    Raises:
+        TrainingError: the rate was 0 throughout, or every step was passed over.
+    """
+    if start is not None and session.step:
+        raise TrainingError(
+            f"no weight moved in {session.step} steps: the learning rate was 0 at each of them, or each was passed "
+            "over; set a learning rate above 0, and a warm-up shorter than the training"
+        )
+
+
 def check_weights(session: "Session") -> None:
     """Refuse to go on from an adapter that is lost.
 
@@ -55,6 +108,17 @@ def check_weights(session: "Session") -> None:
         )
 
 
+def _half(session: "Session") -> str:
+    """The likely cause where weights are float16 and no loss is scaled: numbers beyond 65504."""
+    half = any(value.dtype == torch.float16 for value in session.trainer.model.parameters())
+    if not half or session.trainer.accelerator.scaler is not None:
+        return ""
+    return (
+        "the base is in float16, whose largest number is 65504, and no loss is scaled: take model.dtype bfloat16 (or "
+        "float32), or float32 with training.precision fp16, which scales the loss; else "
+    )
+
+
 def found(session: "Session", what: str, step: int) -> None:
     """Stop, or record what is passed over.
 
@@ -63,8 +127,8 @@ def found(session: "Session", what: str, step: int) -> None:
     """
     if session.settings.on_nonfinite == "stop":
         raise NumberError(
-            f"the {what} is NaN or infinite at step {step}; lower training.learning_rate, look at the rows of the "
-            "step, or pass such steps over with training.on_nonfinite: skip"
+            f"the {what} is NaN or infinite at step {step}; {_half(session)}lower training.learning_rate, look at the "
+            "rows of the step, or pass such steps over with training.on_nonfinite: skip"
         )
     # a step's own record stays the last one: methods add to it
     last = session.events[-1] if session.events else {}

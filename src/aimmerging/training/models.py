@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aimmerging.config import LoraSection, ModelConfig, RunConfig
+from aimmerging.data.tasks import Row
 from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.errors import ModelError
+from aimmerging.training.adapters import check_attached
 from aimmerging.training.encoding import Codec
 from aimmerging.training.fingerprint import fingerprint
 from aimmerging.training.limits import codec_of
@@ -63,9 +65,35 @@ def load_model(config: RunConfig, folder: str) -> LoadedModel:
             # fusing small moves in half precision would lose them
             parameter.data = parameter.data.to(torch.float32)
     codec = codec_of(config, base.config, tokenizer)
+    _check_answer_start(base, codec, config.model.name)
     revision = getattr(base.config, "_commit_hash", None)
     prints = fingerprint(codec, base.generation_config)
     return LoadedModel(model, codec, base_config, revision, _hash_folder(Path(folder)), prints, adapter_state(model))
+
+
+def _check_answer_start(base: Any, codec: Codec, name: str) -> None:
+    """Refuse a base whose decoder would be trained to begin an answer elsewhere than generation begins it.
+
+    Raises:
+        ModelError: names both tokens and the setting that makes them one.
+    """
+    import torch
+
+    if not codec.encoder_decoder:
+        return
+    labels = torch.tensor([codec.answer(Row("start", "", "answer"))])
+    trained = int(base.prepare_decoder_input_ids_from_labels(labels)[0, 0])
+    settings = base.generation_config
+    named = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
+    generated = named[0] if isinstance(named, list) else named
+    if trained != generated:
+        first, other = codec.tokenizer.convert_ids_to_tokens([trained, generated])
+        raise ModelError(
+            f"model {name!r} is trained to begin an answer after {first!r} (token {trained}), but generation begins it "
+            f"after {other!r} ({generated}), so the score would be of something else than what was learned; set "
+            f"decoder_start_token_id to {trained} in its generation_config.json (for a model of many languages, "
+            "tgt_lang in its tokenizer_config.json decides which token that is)"
+        )
 
 
 @contextmanager
@@ -154,6 +182,7 @@ def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
             raise ModelError(
                 f"the adapter in {adapter} does not fit this base model: {type(error).__name__}: {said}"
             ) from None
+        check_attached(model.peft_config[TRAINED], f"the adapter in {adapter}")
         return model
     task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
     settings = LoraConfig(
@@ -311,33 +340,6 @@ def _activate(model: Any, names: list[str], trainable: set[int]) -> None:
     model.base_model.set_adapter(names)
     for value in model.parameters():
         value.requires_grad_(id(value) in trainable)
-
-
-def check_plain_lora(model: Any, method: str) -> None:
-    """Refuse what the merging of adapters would get wrong without a word.
-
-    Raises:
-        ModelError: names the feature.
-    """
-    settings = model.peft_config[TRAINED]
-    found = [
-        what
-        for what, there in {
-            f"an adapter of type {settings.peft_type.value}": settings.peft_type.value != "LORA",
-            "DoRA": getattr(settings, "use_dora", False),
-            "lora_bias": getattr(settings, "lora_bias", False),
-            "rank_pattern": getattr(settings, "rank_pattern", None),
-            "alpha_pattern": getattr(settings, "alpha_pattern", None),
-            "modules_to_save": getattr(settings, "modules_to_save", None),
-            f"bias={getattr(settings, 'bias', 'none')!r}": getattr(settings, "bias", "none") != "none",
-        }.items()
-        if there
-    ]
-    if found:
-        raise ModelError(
-            f"method {method!r} merges plain LoRA adapters, and this one has {', '.join(found)}, whose weights do not "
-            "add up; start from another adapter, or choose a method that does not merge (`aimmerging methods`)"
-        )
 
 
 def save_adapter(model: Any, folder: Path, base_name: str, adapter: str) -> None:

@@ -18,6 +18,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.errors import ModelError
 from aimmerging.training import guard
+from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.costs import Costs, Positions
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import TrainerHooks
@@ -41,6 +42,7 @@ class _MethodCallback(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
         if not state.global_step:
             self.trainer.method.before_task(session)
+            self.trainer.unmoved = [value.detach().clone() for value in session.adapter]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate the step used, before the schedule moves on."""
@@ -53,6 +55,7 @@ class _MethodCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the method finish and settle the time account: what is not counted elsewhere was the task's."""
         session = self.trainer.session
+        guard.check_trained(session, self.trainer.unmoved)
         self.trainer.method.after_task(session)
         session.costs.count_positions(session.uncounted, session.sum_over_ranks)
         self.settle(session.costs)
@@ -82,7 +85,8 @@ class ContinualMixin(TrainerHooks):
         rehearsal: how to probe and rehearse.
 
     Raises:
-        ModelError: nothing of the model is trainable, or it runs under DeepSpeed, which is not supported.
+        ModelError: nothing of the model is trainable, the method merges and the adapter is not plain LoRA, or it runs
+            under DeepSpeed, which is not supported.
     """
 
     def __init__(
@@ -98,13 +102,17 @@ class ContinualMixin(TrainerHooks):
         trainer: Any = self
         if trainer.is_deepspeed_enabled:
             raise ModelError("DeepSpeed is not supported: merges under its partitioned optimizer are untested; use DDP")
-        if trainer.model.config.is_encoder_decoder:
-            # T5's and BART's forward takes **kwargs, from which the trainer concludes that it divides by
-            # num_items_in_batch; it returns a mean, and loss and gradients would grow with accumulation and processes
-            trainer.model_accepts_loss_kwargs = False
+        # an encoder-decoder's loss is a mean over the micro-batch, although its forward takes any keyword
+        returns_mean = trainer.model.config.is_encoder_decoder or not trainer.model_accepts_loss_kwargs
+        self._weighs_loss = returns_mean and trainer.compute_loss_func is None
+        # where it is weighted here, the trainer has to count the step's tokens and to divide by nothing itself
+        trainer.model_accepts_loss_kwargs = self._weighs_loss or not returns_mean
+        if method.merges and hasattr(trainer.model, "peft_config"):
+            check_plain_lora(trainer.model, type(method).__name__)
         self.method = method
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
         self.session.in_step.joint = super().compute_loss.__func__ is Trainer.compute_loss  # pyright: ignore[reportAttributeAccessIssue]
+        self.unmoved: list[torch.Tensor] | None = None
         self._micro_losses: list[torch.Tensor] = []
         self._step_rows = 0
         self._riders: Riders | None = None
@@ -141,41 +149,51 @@ class ContinualMixin(TrainerHooks):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """As the trainer's, and while training with the method's extra loss, weighted as the batch's token loss is."""
+        """The mean over the answer tokens of the whole step and of all processes, with the method's extra loss.
+
+        A model that returns the mean of its micro-batch has it weighted by the micro-batch's part of the step's tokens,
+        so that no split of the rows into micro-batches or processes changes what is learned. Memory rows that ride
+        along add the mean over the step's memory tokens, which that weight has no part in.
+        """
         plain, riders = super().compute_loss, self._riders  # pyright: ignore[reportAttributeAccessIssue]
+        share = self._share(inputs.get("labels"), num_items_in_batch)
+        rows = len(inputs["labels"]) if riders is not None else 0
         # a trainer with a loss of its own, as TRL's, decides by itself where it needs logits
         narrow = model.training and plain.__func__ is Trainer.compute_loss
-        rows = len(inputs["labels"]) if riders is not None else 0
         if riders is not None:
             inputs = join(inputs, riders, self.session.model)
         if narrow:
             inputs = self.session.narrowed(inputs)
-        if not model.training or (riders is None and type(self.method).extra_loss is Method.extra_loss):
-            # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
-            return plain(model, inputs, return_outputs, num_items_in_batch)
-        if riders is None:
-            loss, outputs = plain(model, inputs, True, num_items_in_batch)
-        else:
-            labels = inputs["labels"]
-            # hidden labels leave the trainer's own loss that of the task's rows
-            hidden = torch.cat([labels[:rows], torch.full_like(labels[rows:], -100)])
-            loss, outputs = plain(model, inputs | {"labels": hidden}, True, num_items_in_batch)
-            joined = self.session.in_step.joined(riders, labels[rows:], outputs.logits[rows:])
+        with_extra = model.training and type(self.method).extra_loss is not Method.extra_loss
+        # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
+        needed = return_outputs or with_extra or riders is not None
+        # a copy, because label smoothing takes the labels out
+        given = dict(inputs) if riders is None else _hidden(inputs, rows)
+        found = plain(model, given, needed, None if self._weighs_loss else num_items_in_batch)
+        loss, outputs = found if needed else (found, None)
+        if self._weighs_loss and model.training:
+            loss = loss * share if share else self._nothing()
+        if riders is not None:
+            joined = self.session.in_step.joined(riders, inputs["labels"][rows:], outputs.logits[rows:])
             loss = loss + joined * self._divisor(num_items_in_batch)
             inputs, outputs = {name: value[:rows] for name, value in inputs.items()}, copy.copy(outputs)
             outputs.logits = outputs.logits[:rows]
-        extra = self.method.extra_loss(self.session, inputs, outputs)
+        extra = self.method.extra_loss(self.session, inputs, outputs) if with_extra else None
         if extra is not None:
-            loss = loss + extra * self._share(inputs["labels"], num_items_in_batch)
+            loss = loss + extra * share
         return (loss, outputs) if return_outputs else loss
 
-    def _share(self, labels: torch.Tensor, num_items_in_batch: Any) -> float | torch.Tensor:
+    def _share(self, labels: torch.Tensor | None, num_items_in_batch: Any) -> float | torch.Tensor:
         """What a micro-batch's mean weighs in the loss of its step, before the trainer divides by their number."""
         trainer: Any = self
-        if num_items_in_batch is None or not trainer.model_accepts_loss_kwargs:
+        if labels is None or num_items_in_batch is None or not trainer.model_accepts_loss_kwargs:
             return 1.0
         processes = self.session.world if trainer.args.average_tokens_across_devices else 1
         return self.session.answer_tokens(labels) * processes / num_items_in_batch
+
+    def _nothing(self) -> torch.Tensor:
+        """Loss of a micro-batch without an answer token, whose mean is not a number: zero, and so its gradients."""
+        return 0.0 * torch.stack([value.sum() for value in self.session.adapter]).sum()
 
     def _divisor(self, num_items_in_batch: Any) -> int:
         """What the trainer divides a micro-batch's loss by before the backward pass."""
@@ -201,6 +219,7 @@ class ContinualMixin(TrainerHooks):
         loss = total / session.world if math.isfinite(total) else None
         record = {"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate}
         session.record(record | rehearsal.record())
+        self.unmoved = guard.check_moved(session, self.unmoved)
         self.method.after_step(session)
         session.costs.count_positions(session.uncounted, session.sum_over_ranks)
         guard.check_weights(session)
@@ -208,6 +227,12 @@ class ContinualMixin(TrainerHooks):
         rehearsed = rows / max(rows + self._step_rows, 1)
         self._callback.settle(session.costs, rehearsed)
         self._step_rows = 0
+
+
+def _hidden(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The batch with labels for its first `rows` rows alone, so that the trainer's own loss is the task's."""
+    labels = inputs["labels"]
+    return inputs | {"labels": torch.cat([labels[:rows], torch.full_like(labels[rows:], -100)])}
 
 
 class ContinualTrainer(ContinualMixin, Trainer):

@@ -1,0 +1,45 @@
+"""A task's learning-rate schedule before its training, and whether it taught anything after it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aimmerging.config import TrainingConfig
+
+_LONGEST_WARMUP = 50
+_FEWEST_STEPS = 8
+"""Optimizer steps below which a loss that did not fall says nothing."""
+_LEARNED = 0.01
+"""A mean loss so low that it need not fall any more."""
+
+
+def warmup_steps(training: TrainingConfig, steps: int) -> int:
+    """Steps until the rate is full: as given, or a tenth of the task's steps and never more than fifty."""
+    return min(_LONGEST_WARMUP, steps // 10) if training.warmup_steps is None else training.warmup_steps
+
+
+def before_training(training: TrainingConfig, steps: int) -> list[str]:
+    """What can be known of a task of so many optimizer steps before it is learned."""
+    warmup = warmup_steps(training, steps)
+    if warmup < steps:
+        return []
+    reached = training.learning_rate * max(steps - 1, 0) / warmup if warmup else 0.0
+    return [
+        f"the warm-up of {warmup} steps (training.warmup_steps) is not shorter than the training of {steps}: "
+        f"the rate comes to {reached:.1e} instead of {training.learning_rate:.1e}; leave training.warmup_steps out "
+        "for a tenth of the steps, or train for more epochs"
+    ]
+
+
+def after_training(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a task's signals say of its training: a loss that did not fall between its first and its last quarter."""
+    losses = [event["loss"] for event in events if event["kind"] == "step" and event["loss"] is not None]
+    if len(losses) < _FEWEST_STEPS:
+        return []
+    quarter = len(losses) // 4
+    first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
+    if last < first or first < _LEARNED:
+        return []
+    return [
+        f"the training loss did not fall: {first:.3g} in the first quarter of the steps, {last:.3g} in the last; look "
+        "at training.learning_rate, lora.target_modules and the rows"
+    ]
