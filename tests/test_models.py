@@ -14,7 +14,8 @@ from aimmerging.core.lora import adapter_of, layers, weighted_sum
 from aimmerging.errors import ModelError
 from aimmerging.run.generation import generate
 from aimmerging.run.sources import base_folder
-from aimmerging.store.run_directory import read_jsonl, read_rows
+from aimmerging.store.files import read_jsonl
+from aimmerging.store.records import read_rows
 from aimmerging.training.models import (
     TRAINED,
     adapter_state,

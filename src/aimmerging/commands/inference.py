@@ -17,7 +17,8 @@ from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.run import sources
 from aimmerging.run.generation import evaluate, generate, points
 from aimmerging.run.scoring import Quiz
-from aimmerging.store import run_directory
+from aimmerging.store import files
+from aimmerging.store.run_directory import RunDirectory, Stage
 from aimmerging.training.models import LoadedModel, load_model, read_adapter
 from aimmerging.training.progress import Progress
 
@@ -30,7 +31,12 @@ class Learned(NamedTuple):
 
     config: RunConfig
     loaded: LoadedModel
-    stage: run_directory.Stage
+    run: RunDirectory
+
+    @property
+    def stage(self) -> Stage:
+        """The last one, whose adapter is loaded."""
+        return self.run.stages[-1]
 
 
 def load_learned(run: Path, progress: Progress) -> Learned:
@@ -40,19 +46,19 @@ def load_learned(run: Path, progress: Progress) -> Learned:
         RunDirectoryError: no run, or nothing is learned yet.
         ModelError: the base cannot be loaded or the adapter does not fit.
     """
-    config = run_directory.saved_config(run)
-    stages = run_directory.committed_stages(run)
+    opened = RunDirectory.open(run)
+    config, stages = opened.config, opened.stages
     if not stages:
         raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
-    run_directory.check_stages(stages[-1:])
+    opened.verify(stages[-1:])
     loaded = _load_stage(config, stages[-1], progress)
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
     loaded.model.eval()
-    return Learned(config, loaded, stages[-1])
+    return Learned(config, loaded, opened)
 
 
-def _load_stage(config: RunConfig, stage: run_directory.Stage, progress: Progress) -> LoadedModel:
+def _load_stage(config: RunConfig, stage: Stage, progress: Progress) -> LoadedModel:
     """The base with the stage's adapter, whose rank may differ from that of the trained one."""
     folder = stage.path / "adapter"
     read_adapter(folder)  # says what is wrong with a damaged file better than PEFT
@@ -80,8 +86,8 @@ def score_run(run: Path, other: Quiz | None, progress: Progress) -> dict[str, An
     Returns:
         {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
     """
-    quizzes = Quiz.saved(run_directory.committed_stages(run)) if other is None else [other]
-    config, loaded, stage = load_learned(run, progress)
+    config, loaded, learned = load_learned(run, progress)
+    quizzes = Quiz.saved(learned.stages) if other is None else [other]
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
         for quiz in quizzes:
@@ -89,7 +95,7 @@ def score_run(run: Path, other: Quiz | None, progress: Progress) -> dict[str, An
             predictions = evaluate(loaded.model, loaded.codec, quiz.rows, quiz.metric, batch_size=size, advance=advance)
             scores[quiz.name] = points(predictions)
     rows = {quiz.name: len(quiz.rows) for quiz in quizzes}
-    return {"after": stage.record["task"], "scores": scores, "rows": rows}
+    return {"after": learned.stages[-1].record.task, "scores": scores, "rows": rows}
 
 
 def answer(run: Path, rows: Sequence[Row], progress: Progress) -> list[dict[str, Any]]:
@@ -127,11 +133,11 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunDirectoryError(f"{to} exists and is not empty; give a new folder to --to")
     learned = load_learned(run, progress)
-    rows = [row for quiz in Quiz.saved(run_directory.committed_stages(run)) for row in quiz.rows[:8]]
+    rows = [row for quiz in Quiz.saved(learned.run.stages) for row in quiz.rows[:8]]
     wanted = _answer_logits(learned.loaded.model, learned, rows)
     temporary = to.with_name(f".{to.name}.tmp")
     _remove(temporary)
-    with run_directory.writing(to):
+    with files.writing(to):
         temporary.mkdir(parents=True)
     try:
         _write_export(learned, temporary, merged=merged, progress=progress)

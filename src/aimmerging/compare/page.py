@@ -7,10 +7,8 @@ from typing import Any
 from aimmerging.compare import charts
 from aimmerging.compare.results import COSTS, MEASURES, Place, Results, Run
 from aimmerging.compare.tables import Table, run_table, tables
-from aimmerging.core.metrics import summarise
 from aimmerging.protocols import STATEMENTS
 from aimmerging.report import page as report
-from aimmerging.report.run_view import RunView, Scores
 
 _FEW_PAIRS = 5
 """Pairs of runs below which the page warns about its intervals."""
@@ -131,7 +129,7 @@ def _listed(names: Sequence[str], levels: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {levels[name]:.1f}" for name in names)
 
 
-def _mean_matrices(results: Results) -> Iterator[tuple[str, RunView]]:
+def _mean_matrices(results: Results) -> Iterator[tuple[str, report.ScoreMatrix]]:
     """Score matrix of each method and order, mean over the seeds, in the form that the matrix macro takes."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in results.runs:
@@ -139,8 +137,8 @@ def _mean_matrices(results: Results) -> Iterator[tuple[str, RunView]]:
     for (method, order), runs in groups.items():
         cells = [list(zip(*rows, strict=True)) for rows in zip(*(run.matrix for run in runs), strict=True)]
         matrix = tuple(tuple(_mean_known(values) for values in row) for row in cells)
-        scores = Scores(1, method, runs[0].tasks, matrix, summarise(matrix))
-        yield f"{method}, {order}", RunView(method, scores, (), (), "", False, {})
+        learned = range(1, len(matrix) + 1)
+        yield f"{method}, {order}", report.ScoreMatrix(runs[0].tasks, matrix, learned)
 
 
 def _mean_known(values: tuple[float | None, ...]) -> float | None:

@@ -1,15 +1,18 @@
 """What a stage is scored on: the test rows of a task, taken from the task or, later, from the run directory."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from aimmerging.config import EvaluationConfig
 from aimmerging.data.tasks import Row, Task
+from aimmerging.methods import Method
+from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.generation import evaluate, points
-from aimmerging.store import run_directory
-from aimmerging.training.models import LoadedModel
+from aimmerging.store import files, records
+from aimmerging.store.run_directory import Stage, stage_slug
+from aimmerging.training.models import LoadedModel, carry, set_adapter_state, wearing
 from aimmerging.training.progress import Progress
 
 
@@ -35,22 +38,21 @@ class Quiz:
         return cls(task.name, task.metric, task.test if split == "test" else task.validation, place)
 
     @classmethod
-    def saved(cls, stages: Sequence[run_directory.Stage]) -> "list[Quiz]":
+    def saved(cls, stages: Sequence[Stage]) -> "list[Quiz]":
         """The quizzes that committed stages keep, so that later scoring needs no file outside the run directory."""
         quizzes: list[Quiz] = []
         for stage in stages:
-            for number, (name, metric) in enumerate(zip(stage.tasks, stage.record["metrics"], strict=True), start=1):
-                rows = run_directory.read_rows(stage.path / "test" / f"{number:02d}.jsonl")
-                quizzes.append(cls(name, metric, tuple(rows), place=len(quizzes) + 1))
+            for number, (name, metric) in enumerate(zip(stage.tasks, stage.record.metrics, strict=True), start=1):
+                quizzes.append(cls(name, metric, tuple(stage.test_rows(number)), place=len(quizzes) + 1))
         return quizzes
 
 
 def save_quizzes(folder: Path, quizzes: Sequence[Quiz]) -> None:
     """Write the rows into a stage, one file a task in the order of its stage.json."""
-    with run_directory.writing(folder):
+    with files.writing(folder):
         (folder / "test").mkdir()
     for place, quiz in enumerate(quizzes, start=1):
-        run_directory.write_rows(folder / "test" / f"{place:02d}.jsonl", quiz.rows)
+        records.write_rows(folder / "test" / f"{place:02d}.jsonl", quiz.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Scorer:
             return {}
         result: dict[str, float] = {}
         if folder is not None:
-            with run_directory.writing(folder):
+            with files.writing(folder):
                 folder.mkdir(parents=True)
         with self.progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
             for quiz in quizzes:
@@ -89,8 +91,36 @@ class Scorer:
                 )
                 result[quiz.name] = points(predictions)
                 if folder is not None:
-                    records: list[dict[str, Any]] = [asdict(prediction) for prediction in predictions]
-                    run_directory.write_jsonl(
-                        folder / f"{run_directory.stage_slug(quiz.place, quiz.name)}.jsonl", records
-                    )
+                    records.write_lines(folder / f"{stage_slug(quiz.place, quiz.name)}.jsonl", predictions)
         return result
+
+
+def score_before(
+    scorer: Scorer, method: Method, last: dict[str, Any] | None, quizzes: Sequence[Quiz], working: Working
+) -> dict[str, dict[str, float]]:
+    """Score the new tasks before the training, and leave the adapter that the stage starts from in the model.
+
+    Args:
+        scorer: of the run.
+        method: that learns the stage.
+        last: the last stage's adapter, by PEFT's names.
+        quizzes: of the new tasks.
+        working: keeps the scores, so that a stage that goes on does not score again.
+
+    Returns:
+        `zero_shot`, points by task with the adapter as it was attached, and `scores`, the same with the last stage's.
+    """
+    model = scorer.loaded.model
+    carry(model, None)
+    set_adapter_state(model, scorer.loaded.fresh)
+    found = working.read(BEFORE)
+    if found is None:
+        baseline = scorer.settings.zero_shot and not method.alone
+        found = {"zero_shot": scorer.scores(quizzes) if baseline else {}, "scores": {}}
+        with wearing(model, last):
+            found["scores"] = scorer.scores(quizzes) if baseline and last else {}
+        if scorer.active:
+            working.write(BEFORE, found)
+    if last and not method.fresh_adapter:
+        set_adapter_state(model, last)
+    return found

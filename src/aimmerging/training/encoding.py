@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ConfigDict
+
 from aimmerging.data.tasks import Row
 from aimmerging.errors import ModelError
+from aimmerging.store import records
 
 IGNORED = -100
 """Label of tokens that carry no loss, as transformers has it."""
@@ -13,17 +16,10 @@ IGNORED = -100
 Feature = dict[str, list[int]]
 
 
-@dataclass(slots=True)
-class Truncation:
-    """How many rows had to be cut; reported, because a cut answer teaches the model to stop early."""
+class Truncation(records.Truncation):
+    """Rows that were cut, still being counted; reported, because a cut answer teaches the model to stop early."""
 
-    rows: int = 0
-    inputs: int = 0
-    outputs: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """Return plain data for stage.json."""
-        return {"rows": self.rows, "train_inputs": self.inputs, "train_outputs": self.outputs}
+    model_config = ConfigDict(frozen=False)
 
 
 @dataclass(frozen=True, slots=True)

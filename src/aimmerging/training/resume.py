@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aimmerging.errors import RunDirectoryError
 from aimmerging.store.tensor_tree import to_device
-from aimmerging.training.costs import Costs
+from aimmerging.training.costs import RunningCosts
 from aimmerging.training.models import PAST, carry
 from aimmerging.training.session import Session
 
@@ -84,7 +84,7 @@ def _session_state(session: Session) -> dict[str, Any]:
 
 def _restore_session(session: Session, state: dict[str, Any]) -> None:
     session.learning_rate, session.drawn, session.probed = state["learning_rate"], state["drawn"], state["probed"]
-    session.costs, session.events = Costs(**state["costs"]), state["events"]
+    session.costs, session.events = RunningCosts(**state["costs"]), state["events"]
     parameters = [value for value in session.model.parameters() if value.requires_grad]
     for place, moments in state["own_moments"].items():
         parameter = parameters[int(place)]

@@ -21,7 +21,7 @@ from aimmerging.core.fusion import local
 from aimmerging.core.signals import TokenLoss, token_losses, total_change
 from aimmerging.errors import ConfigError
 from aimmerging.training import guard, stopping
-from aimmerging.training.costs import Costs
+from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
 from aimmerging.training.models import adapter_state, set_adapter_state
 
@@ -95,7 +95,7 @@ class Session:
     features: Mapping[str, Sequence[Mapping[str, Any]]]
     answers: Mapping[str, Sequence[AnswerLogits]]
     settings: RehearsalSettings
-    costs: Costs = field(default_factory=Costs)
+    costs: RunningCosts = field(default_factory=RunningCosts)
     events: list[dict[str, Any]] = field(default_factory=list)
     learning_rate: float = 0.0
     drawn: int = 0

@@ -17,7 +17,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.errors import ModelError
 from aimmerging.training import guard
-from aimmerging.training.costs import Costs
+from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import CheckpointHooks
 from aimmerging.training.method import Method
@@ -34,7 +34,7 @@ class _MethodCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the method see the adapter as it comes in; where training goes on, it has seen it before."""
         session = self.trainer.session
-        self.started = time.perf_counter() - session.costs.total_seconds
+        self.started = time.perf_counter() - session.costs.training_seconds
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         if not state.global_step:
@@ -54,10 +54,10 @@ class _MethodCallback(TrainerCallback):
         self.trainer.method.after_task(session)
         self.settle(session.costs)
 
-    def settle(self, costs: Costs) -> None:
+    def settle(self, costs: RunningCosts) -> None:
         """Bring the time account and the peak memory up to now."""
         costs.task_seconds = 0.0
-        costs.task_seconds = time.perf_counter() - self.started - costs.total_seconds
+        costs.task_seconds = time.perf_counter() - self.started - costs.training_seconds
         if torch.cuda.is_available():
             costs.peak_memory_bytes = max(costs.peak_memory_bytes, torch.cuda.max_memory_allocated())
 
