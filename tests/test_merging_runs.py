@@ -18,7 +18,7 @@ from aimmerging.methods.merging.regression import input_grams
 from aimmerging.run.story import run
 from aimmerging.store.files import read_jsonl
 from aimmerging.store.run_directory import RunDirectory
-from aimmerging.training.models import adapter_state, wearing
+from aimmerging.training.models import adapter_active, adapter_state
 
 RULES = {name: kind for name, kind in METHODS.items() if name.startswith("merge_")}
 BOTH = [name for name, kind in RULES.items() if issubclass(kind, merging.MergeAtEnd)]
@@ -62,7 +62,7 @@ def test_the_mean_of_adapters_answers_as_the_base_with_the_mean_of_their_weights
     ids = torch.tensor([codec.tokenizer("the movie was great")["input_ids"]])
     batch = {"input_ids": ids, "labels": ids}
     with torch.no_grad():
-        with wearing(model, merged):
+        with adapter_active(model, merged):
             found = model(**batch).logits
         for name in layers(merged):
             mean = torch.stack([deltas(adapter)[name] for adapter in adapters]).mean(0)

@@ -186,11 +186,11 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score the last adapter on every learned task, or on another one."""
-    from aimmerging.commands.inference import quiz_at, score_run
+    from aimmerging.commands.inference import evaluation_set_at, score_run
 
-    quiz = None if task is None else quiz_at(task, name, metric)
+    evaluation_set = None if task is None else evaluation_set_at(task, name, metric)
     with _progress() as progress:
-        result = score_run(run_dir, quiz, progress)
+        result = score_run(run_dir, evaluation_set, progress)
     if as_json:
         _print_json(result)
         return

@@ -16,7 +16,7 @@ from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.run import sources
 from aimmerging.run.generation import evaluate, generate, points
-from aimmerging.run.scoring import Quiz
+from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import files
 from aimmerging.store.run_directory import RunDirectory, Stage
 from aimmerging.training.models import LoadedModel, load_model, read_adapter
@@ -66,7 +66,7 @@ def _load_stage(config: RunConfig, stage: Stage, progress: Progress) -> LoadedMo
     return load_model(config.model_copy(update={"model": model}), sources.base_folder(config.model, progress))
 
 
-def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
+def evaluation_set_at(path: str, name: str | None, metric: str) -> EvaluationSet:
     """All rows of a file, or the test rows of a folder or dataset (:attr:`aimmerging.data.loading.TaskSource.path`).
 
     Raises:
@@ -76,25 +76,27 @@ def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{did_you_mean(metric, METRICS)}; allowed: {', '.join(METRICS)}")
     if os.path.isfile(path):  # unlike pathlib's, it takes any text for a path
-        return Quiz(name or default_name(path, Path()), metric, tuple(load_rows(Path(path))))
-    return Quiz.of(load_task(TaskSource(name=name, path=path, metric=metric, carve_validation=0), seed=0), "test")
+        return EvaluationSet(name or default_name(path, Path()), metric, tuple(load_rows(Path(path))))
+    return EvaluationSet.of(
+        load_task(TaskSource(name=name, path=path, metric=metric, carve_validation=0), seed=0), "test"
+    )
 
 
-def score_run(run: Path, other: Quiz | None, progress: Progress) -> dict[str, Any]:
+def score_run(run: Path, other: EvaluationSet | None, progress: Progress) -> dict[str, Any]:
     """Score the last adapter on every learned task, or on another one; nothing is written.
 
     Returns:
         {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
     """
     config, loaded, learned = load_learned(run, progress)
-    quizzes = Quiz.saved(learned.stages) if other is None else [other]
+    sets = EvaluationSet.saved(learned.stages) if other is None else [other]
     scores: dict[str, float] = {}
-    with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
-        for quiz in quizzes:
+    with progress.bar("scoring", sum(len(one.rows) for one in sets)) as advance:
+        for one in sets:
             size = config.evaluation.batch_size
-            predictions = evaluate(loaded.model, loaded.codec, quiz.rows, quiz.metric, batch_size=size, advance=advance)
-            scores[quiz.name] = points(predictions)
-    rows = {quiz.name: len(quiz.rows) for quiz in quizzes}
+            predictions = evaluate(loaded.model, loaded.codec, one.rows, one.metric, batch_size=size, advance=advance)
+            scores[one.name] = points(predictions)
+    rows = {one.name: len(one.rows) for one in sets}
     return {"after": learned.stages[-1].record.task, "scores": scores, "rows": rows}
 
 
@@ -133,7 +135,7 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunDirectoryError(f"{to} exists and is not empty; give a new folder to --to")
     learned = load_learned(run, progress)
-    rows = [row for quiz in Quiz.saved(learned.run.stages) for row in quiz.rows[:8]]
+    rows = [row for one in EvaluationSet.saved(learned.run.stages) for row in one.rows[:8]]
     wanted = _answer_logits(learned.loaded.model, learned, rows)
     temporary = to.with_name(f".{to.name}.tmp")
     _remove(temporary)

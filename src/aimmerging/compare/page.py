@@ -47,7 +47,7 @@ def _context(results: Results, cells: Mapping[Place, Path], out: Path) -> dict[s
         ),
         "lead": _lead(results),
         "differences": list(_differences(results)),
-        "faint": len(results.measures) > len(charts.lit(results)),
+        "faint": len(results.measures) > len(charts.highlighted(results)),
         "protocol": results.protocol,
         "statement": STATEMENTS[results.protocol] if results.protocol else None,
         "departures": results.departures,
@@ -80,7 +80,7 @@ def _lead(results: Results) -> str:
     """The order of the methods; of many, both ends."""
     levels = {name: found["op"].mean for name, found in results.measures.items()}
     ranked = sorted(levels, key=lambda name: -levels[name])
-    if len(ranked) <= charts.LIT:
+    if len(ranked) <= charts.MOST_HIGHLIGHTED:
         return f"Mean score after the last task: {_listed(ranked, levels)}."
     best, worst = ranked[:5], ranked[-3:]
     return (
@@ -91,7 +91,7 @@ def _lead(results: Results) -> str:
 
 def _differences(results: Results) -> Iterator[str]:
     """Each declared comparison in words; where they are many, one sentence a verdict."""
-    if len(results.comparisons) <= charts.LIT:
+    if len(results.comparisons) <= charts.MOST_HIGHLIGHTED:
         for method, baseline, found, p_holm in results.comparisons:
             yield (
                 f"{method} {_VERDICTS[found.verdict]} {baseline}: {_signed(found.mean)} points, 95 % interval "

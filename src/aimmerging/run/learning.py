@@ -24,7 +24,7 @@ from aimmerging.training import resume
 from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.training.encoding import Collator, Feature, Truncation
-from aimmerging.training.models import LoadedModel, adapter_state, carry, set_adapter_state
+from aimmerging.training.models import LoadedModel, adapter_state, set_adapter_state, set_past_adapter
 from aimmerging.training.session import RehearsalSettings, Session
 from aimmerging.training.trainer import ContinualTrainer
 
@@ -106,7 +106,7 @@ def train(
     """
     kept = working.read(LEARNED)
     if kept is not None:
-        return _taken_back(loaded, method, kept)
+        return _restore_end(loaded, method, kept)
     count = Truncation()
     features = loaded.codec.examples(rows, count)
     set_seed(config.seed + index)
@@ -141,7 +141,7 @@ def _keep(working: Working, loaded: LoadedModel, method: Method, trained: Traine
     """Commit the end of the training, so that a kill while it is scored does not repeat it."""
     tree = {
         "trained": adapter_state(loaded.model),
-        "carried": resume.carried(loaded.model),
+        "carried": resume.past_adapter(loaded.model),
         "evaluated": trained.evaluated,
         "method": method.state(),
         "costs": trained.costs.to_json(),
@@ -151,12 +151,12 @@ def _keep(working: Working, loaded: LoadedModel, method: Method, trained: Traine
     working.write(LEARNED, tree)
 
 
-def _taken_back(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> Trained:
-    """The end of a training as :func:`_keep` left it."""
+def _restore_end(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> Trained:
+    """Restore the end of a training as :func:`_keep` wrote it."""
     tree = to_device(tree, loaded.model.device)
     set_adapter_state(loaded.model, tree["trained"])
     if tree["carried"] is not None:
-        carry(loaded.model, tree["carried"])
+        set_past_adapter(loaded.model, tree["carried"])
     method.restore(tree["method"])
     return Trained(RunningCosts(**tree["costs"]), tree["events"], Truncation(**tree["truncation"]), tree["evaluated"])
 

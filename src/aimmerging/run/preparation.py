@@ -13,7 +13,7 @@ from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import Method
 from aimmerging.run import changes, recovery, sources, stage_writer
 from aimmerging.run.checkpoints import Working
-from aimmerging.run.scoring import Quiz
+from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.models import LoadedModel, check_plain_lora, load_model
@@ -126,7 +126,7 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
         RunDirectoryError: the single-task reference has not learned these tasks.
     """
     tasks, split = [task for _, tasks in todo for task in tasks], setting.config.evaluation.split
-    missing = [task.name for task in tasks if not Quiz.of(task, split).rows]
+    missing = [task.name for task in tasks if not EvaluationSet.of(task, split).rows]
     if missing:
         raise ConfigError(
             f"evaluation.split is {split}, of which there are no rows in {', '.join(missing)}; "

@@ -17,11 +17,11 @@ from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.run import learning, messages, preparation, recovery, scoring, sources, stage_writer
 from aimmerging.run.preparation import Setting, Todo
-from aimmerging.run.scoring import Quiz, Scorer
+from aimmerging.run.scoring import EvaluationSet, Scorer
 from aimmerging.store import run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.store.tensor_tree import load_state, save_state
-from aimmerging.training.models import LoadedModel, read_adapter, wearing
+from aimmerging.training.models import LoadedModel, adapter_active, read_adapter
 from aimmerging.training.progress import Progress
 
 
@@ -116,12 +116,12 @@ def _learn_stage(
     method, title = deepcopy(setting.method), stage_writer.stage_title(tasks)
     carried = load_state(past[-1].path / "method") if past else None
     first = index - len(tasks) + 1
-    quizzes = [Quiz.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, first)]
+    sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, first)]
     scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
     working = preparation.working_folder(setting, index, tasks)
     with working.told_at_the_end(title):
         last = read_adapter(past[-1].path / "adapter") if past and not method.alone else None
-        before = scoring.score_before(scorer, method, last, quizzes, working)
+        before = scoring.score_before(scorer, method, last, sets, working)
         ranks.wait_for_everyone()  # what the main process kept is read by all from here on
         rows = [row for task in tasks for row in task.train]
         memory = learning.recall(past, loaded) if method.rehearses else learning.NOTHING
@@ -134,17 +134,17 @@ def _learn_stage(
             return
         with (
             run_directory.commit_stage(setting.out, index, title) as folder,
-            wearing(loaded.model, trained.evaluated) as adapter,
+            adapter_active(loaded.model, trained.evaluated) as adapter,
         ):
             with trained.costs.measure("memory"):
                 kept = learning.remember(config, loaded, tasks[0], folder / "memory") if method.rehearses else None
             with trained.costs.measure("evaluation"):
-                earlier = [] if method.alone else Quiz.saved(past)
-                scores = scorer.scores([*earlier, *quizzes], folder / "predictions")
+                earlier = [] if method.alone else EvaluationSet.saved(past)
+                scores = scorer.scores([*earlier, *sets], folder / "predictions")
             found = stage_writer.Results(scores, before["zero_shot"], before["scores"].get(title), kept)
             stage_writer.write_stage(
                 folder, config, trained, loaded, tasks, index=index, results=found, adapter=adapter
             )
-            scoring.save_quizzes(folder, quizzes)
+            scoring.save_evaluation_sets(folder, sets)
             save_state(folder / "method", method.state())
     progress.say(messages.stage_line(config.method, title, scores, trained.costs.merges))
