@@ -6,13 +6,14 @@ from typing import Any
 
 from aimmerging.data.problems import did_you_mean
 from aimmerging.errors import RunDirectoryError
-from aimmerging.store import run_directory
+from aimmerging.store import files, records, run_directory
+from aimmerging.store.records import Memory
+from aimmerging.store.run_directory import RunDirectory
 
 
 def memory_contents(run: Path) -> list[dict[str, Any]]:
     """What each learned task's memory holds: task, rows, policy, or when it was dropped."""
-    stages = [stage for stage in run_directory.committed_stages(run) if (stage.path / "memory").is_dir()]
-    return [run_directory.read_json(stage.path / "memory" / "memory.json") for stage in stages]
+    return [kept.to_json() for stage in RunDirectory.open(run).stages if (kept := stage.memory())]
 
 
 def drop_memory(run: Path, task: str) -> dict[str, Any]:
@@ -24,10 +25,9 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
     Raises:
         RunDirectoryError: the run does not know the task or keeps no memory of it.
     """
-    run_directory.committed_stages(run)
+    RunDirectory.open(run)  # so that no lock is put where there is no run
     with run_directory.locked(run):
-        committed = run_directory.committed_stages(run)
-        stages = {stage.tasks[0]: stage for stage in committed if (stage.path / "memory").is_dir()}
+        stages = {stage.tasks[0]: stage for stage in RunDirectory.open(run).stages if (stage.path / "memory").is_dir()}
         if task not in stages:
             raise RunDirectoryError(
                 f"{run} has no memory of a task {task!r}{did_you_mean(task, stages)}; it keeps rows of: "
@@ -35,21 +35,15 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
             )
         folder = stages[task].path / "memory"
         _check_inside(run, folder)
-        record = run_directory.read_json(folder / "memory.json")
-        if not record.get("dropped"):
-            record = {
-                "schema_version": run_directory.SCHEMA_VERSION,
-                "task": task,
-                "dropped": True,
-                "dropped_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "rows": 0,
-                "rows_before": record["rows"],
-            }
-            run_directory.write_json(folder / "memory.json", record)
-        with run_directory.writing(folder):
+        record = records.read(Memory, folder / "memory.json")
+        if not record.dropped:
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            record = Memory(task=task, dropped=True, dropped_at=when, rows=0, rows_before=record.rows)
+            records.write(folder / "memory.json", record)
+        with files.writing(folder):
             for name in ("rows.jsonl", "logits.safetensors"):
                 (folder / name).unlink(missing_ok=True)
-    return record
+    return record.to_json()
 
 
 def _check_inside(run: Path, folder: Path) -> None:
