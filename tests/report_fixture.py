@@ -10,6 +10,8 @@ import yaml
 
 from aimmerging.core import controller
 from aimmerging.core.metrics import summarise
+from aimmerging.data.tasks import Row
+from aimmerging.store.records import write_rows
 
 TASKS = ("sentiment", "intent", "topic", "emotion", "question")
 HOSTILE = (
@@ -107,8 +109,10 @@ def _write_stage(root, rng, method, tasks, folders, matrix, index, steps, drop) 
     }  # fmt: skip
     _write_json(folder / "stage.json", {
         "schema_version": 1, "index": index, "task": task, "metric": "exact_match", "method": method,
-        "preset": "default", "scores": {name: matrix[i][index] for i, name in enumerate(tasks)},
-        "zero_shot": {task: matrix[index - 1][0]}, "before": matrix[index - 1][index - 1], "costs": costs,
+        "tasks": [task], "metrics": ["exact_match"], "data": {task: "ab" * 32}, "preset": "default",
+        "scores": {name: score for i, name in enumerate(tasks) if (score := matrix[i][index]) is not None},
+        "zero_shot": {} if matrix[index - 1][0] is None else {task: matrix[index - 1][0]},
+        "before": matrix[index - 1][index - 1], "costs": costs,
         "truncation": {"train_inputs": 3 * (index - 1), "train_outputs": 0, "rows": 1000},
         "memory": {"rows": 20, "limit": 20}, "hashes": {"adapter": f"{index:02x}" * 32, "train": "cd" * 32},
         "finished": f"2025-11-02T09:{14 + index}:03+00:00",
@@ -120,16 +124,16 @@ def _write_stage(root, rng, method, tasks, folders, matrix, index, steps, drop) 
         dropped = {"schema_version": 1, "task": task, "dropped": True, "dropped_at": "2025-11-03T08:00:00+00:00",
                    "rows": 0, "rows_before": 20}  # fmt: skip
         _write_json(folder / "memory" / "memory.json", dropped if task in drop else kept)
-    rows = [{"id": f"{index}-{n}", "input": f"{task}: the concert was {w}, is it?", "output": "joy"}
+    rows = [Row(f"{index}-{n}", f"{task}: the concert was {w}, is it?", "joy")
             for n, w in enumerate(["grand", "loud", "<b>late</b>", "long", "over", "near", "cut", "free"])]  # fmt: skip
     (folder / "test").mkdir()
-    _write_jsonl(folder / "test" / "01.jsonl", rows)
+    write_rows(folder / "test" / "01.jsonl", rows)
     for i in range(index):
         _write_jsonl(folder / "predictions" / f"{folders[i]}.jsonl", [
             {"id": f"{i + 1}-{n}", "prediction": "joy" if n < 2 else "<i>anger</i>", "reference": "joy",
              "score": float(n < 2)} for n in range(8)
         ])  # fmt: skip
-    _write(folder / "COMMITTED", "")
+    _write(folder / "COMMITTED", "1\n")
     return costs
 
 

@@ -357,33 +357,29 @@ def test_demo_compares_methods_and_goes_on_where_it_stopped(tmp_path, tiny_t5, m
     for name in ("alpha", "beta"):
         task_files(tmp_path, name)
     short = settings(tiny_t5, [str(tmp_path / name) for name in ("alpha", "beta")])
-    monkeypatch.setattr(demo, "SETTINGS", {key: value for key, value in short.items() if key != "model"})
+    config = {key: value for key, value in short.items() if key not in ("model", "schema_version")}
+    monkeypatch.setitem(demo.SPECIFICATION, "config", config)
     monkeypatch.setattr(demo, "BASES", {"t5": str(tiny_t5)})
     words = ["demo", "--out", tmp_path / "out", "--methods", "sequential,aim:paper", "--workers", "1", "--seed", "3"]
     result = command(*words, "--json")
     summary = result.json
     assert summary == json.loads((tmp_path / "out/summary.json").read_text())
     assert (summary["seed"], list(summary["methods"])) == (3, ["sequential", "aim:paper"])
-    assert "[aim:paper] aim: learned beta" in result.err
-    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
-    assert folders == {"single_task", "multi_task", "sequential", "aim-paper"}
-    alone = json.loads((tmp_path / "out/single_task/scores.json").read_text())
-    paper = json.loads((tmp_path / "out/aim-paper/scores.json").read_text())
-    assert paper["single_task"] == [alone["matrix"][0][1], alone["matrix"][1][2]]
-    assert summary["methods"]["aim:paper"]["fwt"] == paper["summary"]["fwt"]
+    assert "[aim:paper/given/3] aim: learned beta" in result.err
+    folders = {path.parent.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("config.yaml")}
+    methods = {f"cells/{name}/given/seed-3" for name in ("sequential", "aim-paper")}
+    assert folders == methods | {f"references/{name}/seed-3" for name in ("single_task", "multi_task")}
+    alone = json.loads((tmp_path / "out/references/single_task/seed-3/scores.json").read_text())
+    paper = json.loads((tmp_path / "out/cells/aim-paper/given/seed-3/scores.json").read_text())
+    own = [(alone["matrix"][0][1], alone["matrix"][1][2]), (paper["matrix"][0][1], paper["matrix"][1][2])]
+    assert summary["single_task"] == pytest.approx(sum(own[0]) / 2)
+    assert summary["methods"]["aim:paper"]["fwt"] == pytest.approx(sum(own[1]) / 2 - sum(own[0]) / 2)
+    assert summary["methods"]["aim:paper"]["merges"] == paper["costs"]["merges"]
 
     stages = {path: text for path, text in files_of(tmp_path / "out").items() if "stages" in path}
-    monkeypatch.setattr(demo, "run_cells", run_here)
     again = command(*words)
-    assert "tasks in a row, seed 3" in again.out
-    assert again.err.count("all tasks are learned already") == 4
+    assert "Scores after the last task" in again.out
+    assert "4 cells, 0 to run" in again.err
     assert {path: text for path, text in files_of(tmp_path / "out").items() if "stages" in path} == stages
-    assert "seed: 3 in the run, 4 now" in refused(*words[:-1], "4")
-
-
-def run_here(cells, workers, progress):
-    """The cells of a demo one after the other, without processes."""
-    from aimmerging.run.story import run
-
-    for cell in cells:
-        run(cell.config, cell.out, progress=progress)
+    monkeypatch.setitem(demo.SPECIFICATION["config"], "memory", {"ratio": 0.5})
+    assert "memory.ratio: " in refused(*words)

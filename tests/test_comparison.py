@@ -19,7 +19,9 @@ from aimmerging.compare.plan import FAILED, compare, parse_spec, recompute
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run.stage_writer import installed_versions
 from aimmerging.run.story import run
-from aimmerging.store import run_directory
+from aimmerging.store import records
+from aimmerging.store.files import read_json, read_jsonl, write_json, write_jsonl
+from aimmerging.store.run_directory import RunDirectory
 
 TASKS = {"alpha": "aab", "beta": "ccb"}
 """Name and answers, in turn: what a random model learns in a dozen steps is the most frequent one."""
@@ -138,11 +140,9 @@ def test_pairs_share_data_order_memory_and_adapter(done):
     for order in ("there", "back"):
         for seed in (0, 1):
             cells = [out / "cells" / method / order / f"seed-{seed}" for method in ("replay", "aim", "sequential")]
-            stages = [run_directory.committed_stages(cell) for cell in cells]
-            assert len({stage[0].record["hashes"]["adapter"] for stage in stages}) == 1  # nothing to rehearse yet
-            replay, aim = (
-                [run_directory.read_rows(s.path / "memory" / "rows.jsonl") for s in stage] for stage in stages[:2]
-            )
+            stages = [RunDirectory.open(cell).stages for cell in cells]
+            assert len({stage[0].record.hashes["adapter"] for stage in stages}) == 1  # nothing to rehearse yet
+            replay, aim = ([records.read_rows(s.path / "memory" / "rows.jsonl") for s in stage] for stage in stages[:2])
             assert replay == aim
 
 
@@ -253,19 +253,19 @@ def test_recompute_finds_a_prediction_that_was_changed(copied, edit):
     spec, base, out = copied
     cell = out / "cells" / "aim" / "there" / "seed-0"
     path = cell / "stages" / "02-beta" / "predictions" / "01-alpha.jsonl"
-    records = run_directory.read_jsonl(path)
+    records = read_jsonl(path)
     if edit == "prediction":
         records[0]["prediction"] = "wrong" if records[0]["score"] else records[0]["reference"]
-        run_directory.write_jsonl(path, records)
+        write_jsonl(path, records)
     elif edit == "score":
         records[0]["score"] = 1 - records[0]["score"]
-        run_directory.write_jsonl(path, records)
+        write_jsonl(path, records)
     elif edit == "missing":
         path.unlink()
     else:
-        scores = run_directory.read_json(cell / "scores.json")
+        scores = read_json(cell / "scores.json")
         scores["matrix"][0][1] += 1
-        run_directory.write_json(cell / "scores.json", scores)
+        write_json(cell / "scores.json", scores)
         path = cell / "scores.json"
     with pytest.raises(RunDirectoryError) as caught:
         recompute(spec, out, base=base)
@@ -277,13 +277,11 @@ def test_tables_agree_with_the_runs_own_scores(done):
     rows = list(csv.DictReader(io.StringIO((out / "tables" / "runs.csv").read_text())))
     assert len(rows) == 12
     for row in rows:
-        scores = run_directory.read_json(
-            out / "cells" / row["method"] / row["order"] / f"seed-{row['seed']}" / "scores.json"
-        )
+        scores = read_json(out / "cells" / row["method"] / row["order"] / f"seed-{row['seed']}" / "scores.json")
         for name in ("op", "bwt", "forgetting", "average_incremental", "worst_task", "plasticity"):
             assert float(row[name]) == pytest.approx(scores["summary"][name])
         assert float(row["bwt_sapt"]) == pytest.approx(float(row["bwt"]) / 2)
-        alone = run_directory.read_json(out / "references" / "single_task" / f"seed-{row['seed']}" / "scores.json")
+        alone = read_json(out / "references" / "single_task" / f"seed-{row['seed']}" / "scores.json")
         assert float(row["fwt"]) == pytest.approx(scores["summary"]["plasticity"] - alone["summary"]["plasticity"])
     methods = {row["method"]: row for row in csv.DictReader(io.StringIO((out / "tables" / "methods.csv").read_text()))}
     for name in ("sequential", "replay", "aim"):
@@ -342,9 +340,7 @@ def test_the_command_prints_tables_or_json(done, file_of):
 def test_what_is_missing_gives_exit_code_one(copied, file_of):
     _, _, out = copied
     shutil.rmtree(out / "cells" / "aim" / "back" / "seed-0")
-    run_directory.write_json(
-        out / "references" / "single_task" / "seed-0" / FAILED, {"schema_version": 1, "message": "old"}
-    )
+    write_json(out / "references" / "single_task" / "seed-0" / FAILED, {"schema_version": 1, "message": "old"})
     shown = command("compare", file_of, "--out", out, "--recompute", code=1).out
     assert "not finished: aim/back/0" in shown
     assert "failed:" not in shown  # what failed and was finished afterwards did not fail

@@ -109,7 +109,9 @@ def test_limits_hold_and_cuts_are_counted(tokenizers, question, answer, inputs, 
         assert len(labels) == min(outputs, len(free.answer(row)))
         assert labels[:-1] == free.answer(row)[: len(labels) - 1]
         assert labels[-1] == tokenizer.eos_token_id
-        assert count == Truncation(1, int(len(free.prompt(row)) > inputs), int(len(free.answer(row)) > outputs))
+        assert count == Truncation(
+            rows=1, inputs=int(len(free.prompt(row)) > inputs), outputs=int(len(free.answer(row)) > outputs)
+        )
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from trainer_kit import adapter, continual, far
 
 from aimmerging import Method, RehearsalSettings
 from aimmerging.errors import ConfigError
-from aimmerging.store import run_directory
+from aimmerging.store import files
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def test_aimmerging_run_under_torchrun(tmp_path, tiny_t5):
     assert merges(first[0]) == []
     assert len(merges(first[1])) > 0
     assert [stage.name for stage in sorted((run / "stages").iterdir())] == ["01-alpha", "02-beta"]
-    signals = run_directory.read_jsonl(run / "stages/02-beta/signals.jsonl")
+    signals = files.read_jsonl(run / "stages/02-beta/signals.jsonl")
     assert decisions(signals) == decisions(first[1]["events"])
     costs = stage_record(run, "02-beta")["costs"]
     assert costs["task_updates"] == sum(event["kind"] == "step" for event in signals) > 0

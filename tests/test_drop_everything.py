@@ -8,7 +8,6 @@ from command_line import command, refused
 from short_runs import files_of, read_rows
 
 from aimmerging.run import preflight
-from aimmerging.store import run_directory
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +20,7 @@ def run(tmp_path, tmp_path_factory, tiny_t5):
 def texts_of(run, stage):
     """Every question of a task that the run holds, in memory and test rows."""
     folder = run / "stages" / stage
-    rows = [*run_directory.read_jsonl(folder / "memory/rows.jsonl"), *read_rows(folder / "test/01.jsonl")]
+    rows = [*read_rows(folder / "memory/rows.jsonl"), *read_rows(folder / "test/01.jsonl")]
     return [row["input"] for row in rows]
 
 

@@ -124,7 +124,9 @@ def test_evaluate_keeps_a_prediction_for_every_row(loaded):
 
 
 def test_points():
-    assert points([Prediction("1", "", "", value) for value in (1.0, 0.0, 0.5, 0.5)]) == 50.0
+    assert (
+        points([Prediction(id="1", prediction="", reference="", score=value) for value in (1.0, 0.0, 0.5, 0.5)]) == 50.0
+    )
 
 
 @pytest.mark.parametrize(

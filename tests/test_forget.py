@@ -8,7 +8,7 @@ from command_line import command, refused
 from short_runs import files_of
 
 from aimmerging.commands.drop_memory import drop_memory
-from aimmerging.store import run_directory
+from aimmerging.store import files
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def test_drop_deletes_rows_and_logits_and_nothing_else(run):
 
 def test_memory_rows_are_nowhere_else_in_the_run(run):
     """A dropped row may not stay behind in a report, a signal or a prediction."""
-    kept = [row["input"] for row in run_directory.read_jsonl(run / "stages/01-alpha/memory/rows.jsonl")]
+    kept = [row["input"] for row in files.read_jsonl(run / "stages/01-alpha/memory/rows.jsonl")]
     command("memory", "drop", run, "--task", "alpha")
     left = b"".join(files_of(run).values()).decode("utf-8", "replace")
     assert kept

@@ -16,6 +16,7 @@ from aimmerging.config import resolve
 from aimmerging.errors import ConfigError
 from aimmerging.report.run_view import Costs as ReportedCosts
 from aimmerging.store import run_directory
+from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.costs import Positions
 from aimmerging.training.encoding import Collator
 from aimmerging.training.length_batches import epoch_order
@@ -201,10 +202,10 @@ def test_published_presets_keep_the_shuffled_order():
 def test_a_run_from_before_keeps_the_order_that_it_had(tmp_path):
     config = resolve({"benchmark": "skills"})
     run_directory.save_config(tmp_path, config)
-    assert run_directory.saved_config(tmp_path).training.length_window == 8
+    assert RunDirectory.open(tmp_path).config.training.length_window == 8
     path = tmp_path / "config.yaml"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "length_window" not in line))
-    assert run_directory.saved_config(tmp_path).training.length_window == 0
+    assert RunDirectory.open(tmp_path).config.training.length_window == 0
 
 
 def test_the_report_shows_the_share_of_padding():

@@ -16,8 +16,9 @@ from aimmerging.methods import METHODS, Method, build, merging
 from aimmerging.methods.merging.fisher import mean_squares
 from aimmerging.methods.merging.regression import input_grams
 from aimmerging.run.story import run
-from aimmerging.store.run_directory import committed_stages, read_jsonl
-from aimmerging.training.models import adapter_state, wearing
+from aimmerging.store.files import read_jsonl
+from aimmerging.store.run_directory import RunDirectory
+from aimmerging.training.models import adapter_active, adapter_state
 
 RULES = {name: kind for name, kind in METHODS.items() if name.startswith("merge_")}
 BOTH = [name for name, kind in RULES.items() if issubclass(kind, merging.MergeAtEnd)]
@@ -61,7 +62,7 @@ def test_the_mean_of_adapters_answers_as_the_base_with_the_mean_of_their_weights
     ids = torch.tensor([codec.tokenizer("the movie was great")["input_ids"]])
     batch = {"input_ids": ids, "labels": ids}
     with torch.no_grad():
-        with wearing(model, merged):
+        with adapter_active(model, merged):
             found = model(**batch).logits
         for name in layers(merged):
             mean = torch.stack([deltas(adapter)[name] for adapter in adapters]).mean(0)
@@ -275,9 +276,9 @@ def files(tmp_path_factory):
 
 
 def outcome(out):
-    stage = committed_stages(out)[-1]
+    stage = RunDirectory.open(out).stages[-1]
     answers = {path.name: path.read_text() for path in (stage.path / "predictions").iterdir()}
-    return stage.record["hashes"], stage.record["scores"], answers, read_jsonl(stage.path / "signals.jsonl")
+    return stage.record.hashes, stage.record.scores, answers, read_jsonl(stage.path / "signals.jsonl")
 
 
 def short(base, name, tasks=TASKS, **method):
@@ -294,21 +295,21 @@ def test_an_interrupted_run_of_independent_tasks_ends_as_one_that_was_not(name, 
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     run(config, whole, base=files)
     shutil.copytree(whole, parted)
-    for stage in committed_stages(parted)[1:]:
+    for stage in RunDirectory.open(parted).stages[1:]:
         shutil.rmtree(stage.path)
     run(config, parted, base=files)
     assert outcome(parted) == outcome(whole)
-    assert committed_stages(whole)[-1].record["costs"]["merges"] == 1
+    assert RunDirectory.open(whole).stages[-1].record.costs.merges == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "start"), [*((name, "seq") for name in RULES), *((name, "ind") for name in BOTH)])
 def test_two_tasks(name, start, files, tiny_t5, tmp_path):
     out = run(short(tiny_t5, name, TASKS[:2], start=start), tmp_path / "run", base=files)
-    first, second = committed_stages(out)
-    assert first.record["costs"]["merges"] == 0
-    assert second.record["costs"]["merges"] == 1
-    assert second.record["scores"].keys() == {"alpha", "beta"}
+    first, second = RunDirectory.open(out).stages
+    assert first.record.costs.merges == 0
+    assert second.record.costs.merges == 1
+    assert second.record.scores.keys() == {"alpha", "beta"}
 
 
 def test_what_does_not_add_up_is_refused_by_name(tiny_t5, tmp_path):
@@ -331,4 +332,4 @@ def test_layers_other_than_linear_are_refused_before_training(tiny_t5, tmp_path)
     values["lora"]["target_modules"] = ["q", "shared"]
     with pytest.raises(ModelError, match="lora_embedding_A is no factor of a linear layer"):
         run(resolve(values), tmp_path / "run", base=tmp_path)
-    assert not committed_stages(tmp_path / "run")
+    assert not RunDirectory.open(tmp_path / "run").stages

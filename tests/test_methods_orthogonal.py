@@ -11,7 +11,7 @@ from aimmerging.methods import Sequential
 from aimmerging.methods.inc_lora import IncLora, drawn
 from aimmerging.methods.o_lora import OLora, norms, overlap
 from aimmerging.methods.slao import SLAO, merged, merging_rates, orthonormal
-from aimmerging.training.models import wearing
+from aimmerging.training.models import adapter_active
 
 KINDS = pytest.mark.parametrize("kind", ["tiny_t5", "tiny_llama"])
 RANK = 2
@@ -38,7 +38,7 @@ def test_what_is_scored_is_what_was_trained_beside_the_past(kind, make, folder, 
     one, two, three = chain(folder, tmp_path, make, tasks=3)
     for stage in (one, two, three):
         live = logits(stage.trainer)
-        with wearing(stage.trainer.model, stage.evaluated):
+        with adapter_active(stage.trainer.model, stage.evaluated):
             torch.testing.assert_close(logits(stage.trainer), live, rtol=1e-4, atol=1e-5)
     for name, value in three.evaluated.items():
         whole, own, past = value, three.trained[name], two.evaluated[name]

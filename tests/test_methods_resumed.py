@@ -10,7 +10,7 @@ from aimmerging.config import resolve
 from aimmerging.methods import METHODS
 from aimmerging.run import learning
 from aimmerging.run.story import run
-from aimmerging.store.run_directory import committed_stages
+from aimmerging.store.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -45,10 +45,10 @@ def whole(request, tiny_t5, tmp_path_factory):
 def test_a_run_interrupted_between_tasks_ends_as_one_that_was_not(whole):
     config, folder, finished = whole
     parted = shutil.copytree(finished, folder / "parted")
-    for stage in committed_stages(parted)[1:]:
+    for stage in RunDirectory.open(parted).stages[1:]:
         shutil.rmtree(stage.path)
     run(config, parted, base=folder)
-    assert len(committed_stages(parted)) == len(TASKS)
+    assert len(RunDirectory.open(parted).stages) == len(TASKS)
     assert differences(outcome(finished), outcome(parted)) == []
 
 
@@ -56,7 +56,7 @@ def test_a_run_killed_within_a_task_ends_as_one_that_was_not(whole, monkeypatch)
     """Killed after step 7 of the last task's eight; the last checkpoint is of step 4, within an interval."""
     config, folder, finished = whole
     killed = shutil.copytree(finished, folder / "killed")
-    shutil.rmtree(committed_stages(killed)[-1].path)
+    shutil.rmtree(RunDirectory.open(killed).stages[-1].path)
     step_done = learning._StepDone.on_step_end
 
     def kill(self, args, state, control, **kwargs):

@@ -14,17 +14,18 @@ from aimmerging.core.lora import adapter_of, layers, weighted_sum
 from aimmerging.errors import ModelError
 from aimmerging.run.generation import generate
 from aimmerging.run.sources import base_folder
-from aimmerging.store.run_directory import read_jsonl, read_rows
+from aimmerging.store.files import read_jsonl
+from aimmerging.store.records import read_rows
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import (
     TRAINED,
+    adapter_active,
     adapter_state,
-    carry,
     load_model,
     read_adapter,
     save_adapter,
     set_adapter_state,
-    wearing,
+    set_past_adapter,
 )
 from aimmerging.training.progress import Progress
 
@@ -224,10 +225,10 @@ def test_wearing_another_adapter_changes_the_answers_and_nothing_else(folder):
     ids = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[5, 6, 7]])}
     random = {name: torch.randn_like(value) for name, value in before.items()}
     plain = model(**ids).logits
-    with wearing(model, random) as name:
+    with adapter_active(model, random) as name:
         assert name in model.peft_config
         worn = model(**ids).logits
-    with wearing(model, {name: _twice(name, value) for name, value in random.items()}):
+    with adapter_active(model, {name: _twice(name, value) for name, value in random.items()}):
         twice_the_rank = model(**ids).logits
     assert not torch.equal(worn, plain)
     # [A; A] and [B/2, B/2] at twice the rank are the same ΔW, if the scale stays that of the trained adapter
@@ -264,16 +265,16 @@ def test_a_carried_adapter_adds_to_the_trained_one_and_is_not_trained(folder):
     past, own = ({name: torch.randn_like(value) for name, value in loaded.fresh.items()} for _ in range(2))
     set_adapter_state(model, own)
     plain, trainable = model(**ids).logits, [name for name, value in model.named_parameters() if value.requires_grad]
-    carry(model, past)
+    set_past_adapter(model, past)
     both = model(**ids).logits
-    with wearing(model, past):
+    with adapter_active(model, past):
         alone = model(**ids).logits
     assert trainable == [name for name, value in model.named_parameters() if value.requires_grad]
     assert torch.equal(model(**ids).logits, both)
     summed = {name: weighted_sum([part, layers(past)[name]], [1, 1]) for name, part in layers(own).items()}
-    with wearing(model, adapter_of(summed)):
+    with adapter_active(model, adapter_of(summed)):
         torch.testing.assert_close(model(**ids).logits, both, rtol=1e-4, atol=1e-5)
-    carry(model, None)
+    set_past_adapter(model, None)
     assert torch.equal(model(**ids).logits, plain)
     set_adapter_state(model, past)
     torch.testing.assert_close(model(**ids).logits, alone)

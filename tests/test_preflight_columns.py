@@ -126,7 +126,7 @@ def test_what_cannot_be_read_of_a_message_is_refused_by_name(tmp_path, turns, ex
 
 
 def test_a_read_row_comes_back_from_the_run_directory(tmp_path):
-    from aimmerging.store.run_directory import read_rows, write_rows
+    from aimmerging.store.records import read_rows, write_rows
 
     rows = rows_of(tmp_path, {"messages": [ASK, CALL, SAY], "tools": json.dumps([{"name": "look"}])})
     assert rows[0].messages[1]["tool_calls"][0]["function"] == {"name": "look", "arguments": {"n": 1}}

@@ -23,7 +23,7 @@ from aimmerging.core.memory import POLICIES
 from aimmerging.core.metrics import METRICS, score
 from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError, DataError
-from aimmerging.store import run_directory
+from aimmerging.store import files
 from aimmerging.training.progress import Progress
 
 
@@ -40,7 +40,7 @@ def files_of(folder):
 
 
 def records(out, task, split):
-    return run_directory.read_jsonl(out / task / f"{split}.jsonl")
+    return files.read_jsonl(out / task / f"{split}.jsonl")
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_without_a_test_split_both_are_carved_from_train_and_every_order_loads(t
     out = tmp_path / "out"
     manifest = prepare(benchmark, out, source=write_released(tmp_path / "in", benchmark))
     assert json.loads((out / "manifest.json").read_text("utf-8")) == manifest
-    assert run_directory.read_json(out / "manifest.json") == manifest
+    assert files.read_json(out / "manifest.json") == manifest
     loaded = dict(streams(out))
     assert {order: tuple(stream.names) for order, stream in loaded.items()} == BENCHMARKS[benchmark]
     for stream in loaded.values():
@@ -398,7 +398,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(path, value):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(run_directory, "write_json", full_disk)
+    monkeypatch.setattr(files, "write_json", full_disk)
     with pytest.raises(OSError, match="no space"):
         prepare("standard_cl", tmp_path / "out", source=source)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -15,7 +15,7 @@ from aimmerging.benchmarks.prepare import prepare
 from aimmerging.benchmarks.sources import metric_of
 from aimmerging.core.memory import POLICIES
 from aimmerging.core.metrics import score
-from aimmerging.store import run_directory
+from aimmerging.store import files
 
 SHARED = Path(os.environ.get("AIMMERGING_SHARED") or Path(__file__).parents[2] / "shared")
 SOURCES = {"standard_cl": "long_sequence", "long_sequence": "long_sequence", "superni": "superni"}
@@ -45,7 +45,7 @@ def test_perfect_predictions_score_exactly_one(benchmark, task, prepared):
     folder, manifest = prepared[benchmark]
     assert manifest["tasks"][task]["metric"] == metric_of(benchmark, task)
     for split in ("train", "validation", "test"):
-        built = [row["output"] for row in run_directory.read_jsonl(folder / task / f"{split}.jsonl")]
+        built = [row["output"] for row in files.read_jsonl(folder / task / f"{split}.jsonl")]
         assert built
         assert set(score(metric_of(benchmark, task), built, built)) == {1.0}
 

@@ -246,13 +246,13 @@ def many(count=20):
 
 def test_few_methods_all_stand_out():
     results = everything()
-    assert charts.lit(results) == list(METHODS)
+    assert charts.highlighted(results) == list(METHODS)
     assert all(trace.get("showlegend", True) for trace in charts.against_compute(results, "task_rows")["data"])
 
 
 def test_of_many_methods_the_baseline_and_the_best_stand_out():
     results = many()
-    bright = charts.lit(results)
+    bright = charts.highlighted(results)
     assert bright == ["method-00", "method-12", *(f"method-{place}" for place in range(14, 20))]  # 12 and 13 are equal
     figure = charts.average_curves(results)
     assert [line["name"] for line in figure["data"] if line.get("showlegend", True)] == bright

@@ -21,7 +21,7 @@ from aimmerging.errors import AimmergingError, ConfigError, NumberError, RunDire
 from aimmerging.methods import METHODS
 from aimmerging.run import checkpoints, generation, learning
 from aimmerging.run.story import run
-from aimmerging.store import run_directory
+from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training import stopping
 from aimmerging.training.session import Session
 
@@ -277,7 +277,7 @@ def test_a_learn_that_was_killed_after_its_commit_is_finished(copied, files, mon
     words = ["learn", copied / "run", "--task", files / "gamma"]
     command("run", copied / "config.yaml", "--out", copied / "run")
     with monkeypatch.context() as patch:
-        cut_at(patch, run_directory, "collect_scores", 1)
+        cut_at(patch, RunDirectory, "scores", 1)
         with pytest.raises(PowerCut):
             command(*words)
     assert "gamma" in command(*words, "--json").json["tasks"]
@@ -363,4 +363,4 @@ def test_edges_are_defined(tiny_t5, tmp_path, preset, case):
             run(resolve(own), tmp_path / "run", base=tmp_path)
         return
     run(resolve(own), tmp_path / "run", base=tmp_path)
-    assert run_directory.collect_scores(tmp_path / "run")["summary"]["op"] >= 0
+    assert RunDirectory.open(tmp_path / "run").scores().summary.op >= 0

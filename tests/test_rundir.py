@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -11,7 +12,9 @@ from filelock import FileLock
 from aimmerging.config import resolve
 from aimmerging.data.tasks import Row
 from aimmerging.errors import RunDirectoryError
-from aimmerging.store import files, run_directory
+from aimmerging.run.changes import check_same_config
+from aimmerging.store import files, records, run_directory
+from aimmerging.store.run_directory import RunDirectory
 
 ROWS = [Row("1", "a", "b"), Row("2", "ü\u2028", "", ({"role": "user", "content": "ü\u2028"},))]
 
@@ -22,11 +25,15 @@ def run(tmp_path):
     return tmp_path
 
 
-def commit(run, index, task, **record):
+def stage_record(index, task):
     plain = {"schema_version": 1, "index": index, "task": task, "tasks": [task], "metrics": ["exact_match"]}
     scores = {"before": None, "zero_shot": {}, "scores": {task: 50.0}, "costs": {"merges": index}, "data": {task: task}}
+    return plain | scores
+
+
+def commit(run, index, task, **record):
     with run_directory.commit_stage(run, index, task) as folder:
-        run_directory.write_json(folder / "stage.json", plain | scores | record)
+        files.write_json(folder / "stage.json", stage_record(index, task) | record)
 
 
 def names(run):
@@ -35,18 +42,18 @@ def names(run):
 
 def test_a_stage_appears_whole_with_its_marker(run):
     with run_directory.commit_stage(run, 1, "a task") as folder:
-        run_directory.write_json(folder / "stage.json", {"schema_version": 1, "index": 1, "tasks": ["a task"]})
-        assert run_directory.committed_stages(run) == []
-    [stage] = run_directory.committed_stages(run)
+        files.write_json(folder / "stage.json", stage_record(1, "a task"))
+        assert RunDirectory.open(run).stages == ()
+    [stage] = RunDirectory.open(run).stages
     assert stage.path.name == "01-a-task"
-    assert stage.tasks == ["a task"]
+    assert stage.tasks == ("a task",)
     assert sorted(path.name for path in stage.path.iterdir()) == ["COMMITTED", "stage.json"]
 
 
 def test_a_failed_stage_leaves_nothing(run):
     commit(run, 1, "a")
     with pytest.raises(RunDirectoryError), run_directory.commit_stage(run, 2, "b") as folder:
-        run_directory.read_json(folder / "missing.json")
+        files.read_json(folder / "missing.json")
     assert names(run) == ["01-a"]
 
 
@@ -54,7 +61,7 @@ def test_remains_of_a_killed_process_are_ignored_and_cleaned_up(run):
     commit(run, 1, "a")
     for name in ("02-b", ".02-b.tmp", "03-other"):
         (run / "stages" / name / "adapter").mkdir(parents=True)
-    assert [stage.tasks for stage in run_directory.committed_stages(run)] == [["a"]]
+    assert [stage.tasks for stage in RunDirectory.open(run).stages] == [("a",)]
     assert {path.name for path in run_directory.unfinished(run)} == {"02-b", ".02-b.tmp", "03-other"}
     commit(run, 2, "b")
     assert names(run) == ["01-a", "02-b"]
@@ -70,7 +77,6 @@ def _commit_and_die(run, step, file):
         return original(path, *args)
 
     setattr(files, step, die)
-    run_directory.write_text = files.write_text
     commit(run, 2, "b")
 
 
@@ -117,9 +123,9 @@ def test_a_tasks_name_leads_nowhere_else(task, slug):
 
 def test_a_failed_write_keeps_the_old_text(tmp_path):
     path = tmp_path / "scores.json"
-    run_directory.write_text(path, "old")
+    files.write_text(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        run_directory.write_text(path, "\ud800")
+        files.write_text(path, "\ud800")
     assert path.read_text() == "old"
 
 
@@ -128,12 +134,12 @@ def test_what_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     with pytest.raises(RunDirectoryError, match="cannot be written") as caught:
-        run_directory.write_json(tmp_path / place, {})
+        files.write_json(tmp_path / place, {})
     assert str(tmp_path / place) in str(caught.value)
 
 
 def test_a_full_disk_is_the_users_to_cure():
-    with pytest.raises(RunDirectoryError, match="No space left"), run_directory.writing(run_directory.Path("run")):
+    with pytest.raises(RunDirectoryError, match="No space left"), files.writing(Path("run")):
         raise OSError(28, "No space left on device")
 
 
@@ -153,7 +159,7 @@ def test_damaged_json_is_named(tmp_path, text, words):
     path = tmp_path / "stage.json"
     path.write_text(text)
     with pytest.raises(RunDirectoryError, match=words) as caught:
-        run_directory.read_json(path)
+        files.read_json(path)
     assert str(path) in str(caught.value)
 
 
@@ -162,12 +168,12 @@ def test_damaged_jsonl_names_the_line(tmp_path, line):
     path = tmp_path / "signals.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n')
     with pytest.raises(RunDirectoryError, match="damaged after line 1"):
-        run_directory.read_jsonl(path)
+        files.read_jsonl(path)
 
 
 def test_rows_come_back_as_they_went(tmp_path):
-    run_directory.write_rows(tmp_path / "rows.jsonl", ROWS)
-    assert run_directory.read_rows(tmp_path / "rows.jsonl") == ROWS
+    records.write_rows(tmp_path / "rows.jsonl", ROWS)
+    assert records.read_rows(tmp_path / "rows.jsonl") == ROWS
 
 
 @pytest.mark.parametrize(
@@ -184,11 +190,11 @@ def test_rows_come_back_as_they_went(tmp_path):
 )
 def test_an_edited_row_is_refused(tmp_path, change):
     path = tmp_path / "rows.jsonl"
-    run_directory.write_rows(path, ROWS)
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    run_directory.write_jsonl(path, [records[1], records[0] | change])
+    records.write_rows(path, ROWS)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    files.write_jsonl(path, [lines[1], lines[0] | change])
     with pytest.raises(RunDirectoryError, match=r"line 2.*aimmerging memory drop"):
-        run_directory.read_rows(path)
+        records.read_rows(path)
 
 
 def test_lock_makes_the_folder_and_is_free_afterwards(tmp_path):
@@ -228,7 +234,7 @@ def test_an_error_inside_the_lock_is_not_taken_for_the_locks(tmp_path):
 def test_what_is_no_run_directory(tmp_path, path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunDirectoryError, match=r"not a run directory.*aimmerging run"):
-        run_directory.committed_stages(tmp_path / path)
+        RunDirectory.open(tmp_path / path)
     assert run_directory.learned_tasks(tmp_path / path) == {}
 
 
@@ -238,14 +244,14 @@ def test_configuration_comes_back_equal(tmp_path, preset):
         {"benchmark": "skills", "preset": preset, "lora": {"target_modules": ["q"]}, "training": {"epochs": 3}}
     )
     run_directory.save_config(tmp_path, config)
-    assert run_directory.saved_config(tmp_path) == config
-    run_directory.check_same_config(tmp_path, config)
+    assert RunDirectory.open(tmp_path).config == config
+    check_same_config(RunDirectory.open(tmp_path), config)
 
 
 def test_every_difference_is_named_but_no_place(run):
     other = {"out": "elsewhere", "tasks": [{"path": "x"}], "lora": {"target_modules": ["q", "v"]}, "preset": "paper"}
     with pytest.raises(RunDirectoryError) as caught:
-        run_directory.check_same_config(run, resolve(other))
+        check_same_config(RunDirectory.open(run), resolve(other))
     message = str(caught.value)
     assert "preset: 'default' in the run, 'paper' now" in message
     assert "lora.target_modules.1: None in the run, 'v' now" in message
@@ -257,10 +263,10 @@ def test_scores_of_a_sequence(run):
     commit(run, 1, "a", zero_shot={"a": 1.0}, scores={"a": 90.0}, costs={"merges": 1, "peak_memory_bytes": 7})
     commit(run, 2, "b", zero_shot={"b": 2.0}, before=3.0, scores={"a": 80.0, "b": 70.0},
            costs={"merges": 2, "peak_memory_bytes": 5})  # fmt: skip
-    scores = run_directory.collect_scores(run)
-    assert scores["tasks"] == ["a", "b"]
-    assert scores["matrix"] == [[1.0, 90.0, 80.0], [2.0, 3.0, 70.0]]
-    assert scores["costs"] == {"merges": 3, "peak_memory_bytes": 7}
+    scores = RunDirectory.open(run).scores().to_json()
+    assert scores["tasks"] == ("a", "b")
+    assert scores["matrix"] == ((1.0, 90.0, 80.0), (2.0, 3.0, 70.0))
+    assert {name: cost for name, cost in scores["costs"].items() if cost} == {"merges": 3, "peak_memory_bytes": 7}
     assert scores["single_task"] is None
     assert scores["summary"]["op"] == 75.0
     assert scores["summary"]["bwt"] == -10.0
@@ -270,9 +276,9 @@ def test_scores_of_a_sequence(run):
 def test_scores_of_a_joint_run(run):
     both = {"tasks": ["a", "b"], "metrics": ["rouge_l", "token_f1"], "data": {"a": "1", "b": "2"}}
     commit(run, 2, "all tasks", **both, zero_shot={"a": 1.0, "b": 2.0}, scores={"a": 60.0, "b": 70.0})
-    scores = run_directory.collect_scores(run)
-    assert scores["matrix"] == [[1.0, None, 60.0], [2.0, None, 70.0]]
-    assert scores["metrics"] == ["rouge_l", "token_f1"]
+    scores = RunDirectory.open(run).scores().to_json()
+    assert scores["matrix"] == ((1.0, None, 60.0), (2.0, None, 70.0))
+    assert scores["metrics"] == ("rouge_l", "token_f1")
 
 
 def test_single_task_reference(tmp_path):
@@ -282,12 +288,11 @@ def test_single_task_reference(tmp_path):
     for folder in (run, reference):
         run_directory.save_config(folder, config)
         commit(folder, 1, "a")
-    assert run_directory.check_reference(run, config, {"a": "a"}) == reference
-    assert run_directory.single_task_scores(run, config) == [50.0]
+    assert RunDirectory.open(run).reference({"a": "a"}).path == reference
+    assert RunDirectory.open(run).single_task_scores() == (50.0,)
     with pytest.raises(RunDirectoryError, match="has learned 'b' not"):
-        run_directory.check_reference(run, config, {"a": "a", "b": "b"})
+        RunDirectory.open(run).reference({"a": "a", "b": "b"})
     with pytest.raises(RunDirectoryError, match="has learned 'a' from other rows"):
-        run_directory.check_reference(run, config, {"a": "changed"})
+        RunDirectory.open(run).reference({"a": "changed"})
     none = resolve({"benchmark": "skills"})
-    assert run_directory.check_reference(run, none, {"b": "b"}) is None
-    assert run_directory.single_task_scores(run, none) is None
+    assert run_directory.open_reference(run, none, {"b": "b"}) is None

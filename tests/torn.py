@@ -28,8 +28,9 @@ if __package__:  # `python -m tests.torn`: the helpers beside this file import o
 from aimmerging.commands import drop_memory as forget
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run.checkpoints import Working
-from aimmerging.store import run_directory
+from aimmerging.store import files, records, run_directory
 from aimmerging.store.files import COMMITTED
+from aimmerging.store.run_directory import RunDirectory
 from aimmerging.store.tensor_tree import save_state
 
 TASK = {"gamma": "hash of its rows"}
@@ -92,12 +93,12 @@ def stage_check(run: Path, path: Path) -> str:
     """What a reader of stages makes of the damaged file `path`."""
     stage = run / "stages" / path.relative_to(run / "stages").parts[0]
     try:
-        stages = run_directory.committed_stages(run)
-        run_directory.check_stages(stages)
+        opened = RunDirectory.open(run)
+        opened.verify()
     except RunDirectoryError as error:
         return "" if path.name in str(error) else f"the message does not name the file: {error}"
     if not (stage / COMMITTED).exists():
-        passed_over = stage in run_directory.unfinished(run) and stage not in [one.path for one in stages]
+        passed_over = stage in run_directory.unfinished(run) and stage not in [one.path for one in opened.stages]
         return "" if passed_over else "a stage without its marker is read"
     return "loaded without a word"
 
@@ -131,12 +132,11 @@ def commit_stage(run: Path) -> None:
     if "gamma" in run_directory.learned_tasks(run):
         return
     with run_directory.commit_stage(run, 3, "gamma") as folder:
-        run_directory.write_jsonl(folder / "signals.jsonl", [{"kind": "step", "step": 1}])
+        files.write_jsonl(folder / "signals.jsonl", [{"kind": "step", "step": 1}])
         save_state(folder / "method", {"anchor": [torch.ones(3)], "step": 1})
-        last = run_directory.committed_stages(run)[1].record
-        run_directory.write_json(
-            folder / "stage.json", last | {"index": 3, "task": "gamma", "tasks": ["gamma"], "data": TASK}
-        )
+        last = RunDirectory.open(run).stages[1].record
+        changed = {"index": 3, "task": "gamma", "tasks": ("gamma",), "data": TASK}
+        records.write(folder / "stage.json", last.model_copy(update=changed))
 
 
 def commit_checkpoint(run: Path) -> None:
@@ -147,7 +147,7 @@ def commit_checkpoint(run: Path) -> None:
 
 
 def replace_scores(run: Path) -> None:
-    run_directory.write_json(run / "scores.json", {"schema_version": 1, "tasks": ["alpha", "beta", "gamma"]})
+    files.write_json(run / "scores.json", {"schema_version": 1, "tasks": ["alpha", "beta", "gamma"]})
 
 
 def drop_memory(run: Path) -> None:
@@ -245,7 +245,7 @@ def _one_write_fault(run: Path, write, at: int, wanted: dict[str, bytes], *, die
         except OSError as error:
             return f"not a named error: {error!r}"
     try:
-        run_directory.check_stages(run_directory.committed_stages(run))
+        RunDirectory.open(run).verify()
         now = committed_content(run)
     except RunDirectoryError as error:
         return f"the run cannot be read any more: {error}"

@@ -117,15 +117,16 @@ def demo(
     if not names:
         raise ConfigError("--methods is empty; give for example sequential,replay,aim")
     from aimmerging.commands.demo import demo as run_demo
-    from aimmerging.commands.terminal import show_demo
+    from aimmerging.commands.terminal import show_comparison
 
     with _progress() as progress:
         result = run_demo(out, seed=seed, methods=names, base=base, workers=workers, progress=progress)
     if as_json:
-        _print_json(result.summary)
-        return
-    show_demo(result.summary)
-    typer.echo(f"\nThe report lies in {result.report}")
+        _print_json(result.summary or result.outcome.to_json())
+    else:
+        show_comparison(result.outcome)
+    if result.summary is None:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -164,12 +165,12 @@ def learn(
     """Add one task to an existing run, keeping the old ones: the production case."""
     from aimmerging.config import parse_columns
     from aimmerging.data.loading import TaskSource, load_task
-    from aimmerging.store import run_directory
+    from aimmerging.store.run_directory import RunDirectory
 
     # absolute, because the run directory remembers it
     path = task if task.startswith("hf:") else str(Path(task).absolute())
     source = TaskSource(name, path, metric=metric, columns=parse_columns(columns), carve_test=carve_test)
-    loaded = load_task(source, run_directory.saved_config(run_dir).seed)
+    loaded = load_task(source, RunDirectory.open(run_dir).config.seed)
     from aimmerging.run.story import learn as learn_task
 
     with _progress() as progress, stopping.gracefully():
@@ -246,9 +247,9 @@ def report(
 ) -> None:
     """Write the run's report: one HTML page that works offline."""
     from aimmerging.report.page import write_report
-    from aimmerging.store import run_directory
+    from aimmerging.store import files
 
-    with run_directory.writing(out or run_dir):
+    with files.writing(out or run_dir):
         typer.echo(str(write_report(run_dir, out)))
 
 
@@ -434,11 +435,10 @@ def _show_scores(run_dir: Path, *, as_json: bool) -> None:
     if not _is_main_process():
         return
     from aimmerging.commands.terminal import show_scores
-    from aimmerging.store.run_directory import read_json
+    from aimmerging.store import files, records
 
-    scores = read_json(run_dir / "scores.json")
     if as_json:
-        _print_json(scores)
+        _print_json(files.read_json(run_dir / "scores.json"))
     else:
-        show_scores(scores)
+        show_scores(records.read(records.Scores, run_dir / "scores.json"))
         typer.echo(f"\nThe report lies in {run_dir / 'report.html'}")

@@ -31,7 +31,7 @@ from aimmerging.benchmarks.sources import (
 from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.tasks import Row, Task, hash_rows
 from aimmerging.errors import ConfigError, DataError
-from aimmerging.store import run_directory
+from aimmerging.store import files
 from aimmerging.training.progress import Progress
 
 _OVERLAP_CURE = "--allow-overlap goes on without these train rows and keeps the test split whole"
@@ -273,7 +273,7 @@ def _manifest(settings: _Settings, built: Sequence[_Built]) -> dict[str, Any]:
     present = {item.task.name for item in built}
     orders = BENCHMARKS[settings.benchmark].items()
     return {
-        "schema_version": run_directory.SCHEMA_VERSION,
+        "schema_version": files.SCHEMA_VERSION,
         "aimmerging": __version__,
         "benchmark": settings.benchmark,
         "preset": settings.preset,
@@ -326,15 +326,15 @@ def _write(folder: Path, manifest: dict[str, Any], built: Sequence[_Built]) -> N
     for item in built:
         (folder / item.task.name).mkdir()
         for split, rows in _splits(item.task).items():
-            run_directory.write_jsonl(folder / item.task.name / f"{split}.jsonl", [row.to_json() for row in rows])
+            files.write_jsonl(folder / item.task.name / f"{split}.jsonl", [row.to_json() for row in rows])
     (folder / "orders").mkdir()
     metrics = {item.task.name: item.task.metric for item in built}
     for order, names in manifest["orders"].items():
         tasks = [{"name": name, "path": f"../{name}", "metric": metrics[name]} for name in names]
         heading = f"# Order {order} of {manifest['benchmark']}: a configuration; add what else it should say.\n"
         text = yaml.safe_dump({"seed": manifest["seed"], "tasks": tasks}, sort_keys=False, allow_unicode=True)
-        run_directory.write_text(folder / "orders" / f"{order}.yaml", heading + text)
-    run_directory.write_json(folder / "manifest.json", manifest)
+        files.write_text(folder / "orders" / f"{order}.yaml", heading + text)
+    files.write_json(folder / "manifest.json", manifest)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`aimmerging doctor`: what is installed, which devices there are, and whether a configuration would run."""
 
 import importlib.util
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,5 +58,5 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
             }
             for task in stream
         ],
-        "findings": [asdict(finding) | {"sentence": str(finding)} for finding in findings],
+        "findings": [finding.to_json() | {"sentence": str(finding)} for finding in findings],
     }

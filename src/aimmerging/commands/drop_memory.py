@@ -8,13 +8,14 @@ from typing import Any
 from aimmerging.data.problems import did_you_mean
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run import preflight
-from aimmerging.store import run_directory
+from aimmerging.store import files, records, run_directory
+from aimmerging.store.records import Memory
+from aimmerging.store.run_directory import FINDINGS, RunDirectory
 
 
 def memory_contents(run: Path) -> list[dict[str, Any]]:
     """What each learned task's memory holds: task, rows, policy, or when it was dropped."""
-    stages = [stage for stage in run_directory.committed_stages(run) if (stage.path / "memory").is_dir()]
-    return [run_directory.read_json(stage.path / "memory" / "memory.json") for stage in stages]
+    return [kept.to_json() for stage in RunDirectory.open(run).stages if (kept := stage.memory())]
 
 
 def drop_memory(run: Path, task: str) -> dict[str, Any]:
@@ -26,10 +27,9 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
     Raises:
         RunDirectoryError: the run does not know the task or keeps no memory of it.
     """
-    run_directory.committed_stages(run)
+    RunDirectory.open(run)  # so that no lock is put where there is no run
     with run_directory.locked(run):
-        committed = run_directory.committed_stages(run)
-        stages = {stage.tasks[0]: stage for stage in committed if (stage.path / "memory").is_dir()}
+        stages = {stage.tasks[0]: stage for stage in RunDirectory.open(run).stages if (stage.path / "memory").is_dir()}
         if task not in stages:
             raise RunDirectoryError(
                 f"{run} has no memory of a task {task!r}{did_you_mean(task, stages)}; it keeps rows of: "
@@ -37,21 +37,15 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
             )
         folder = stages[task].path / "memory"
         _check_inside(run, folder)
-        record = run_directory.read_json(folder / "memory.json")
-        if not record.get("dropped"):
-            record = {
-                "schema_version": run_directory.SCHEMA_VERSION,
-                "task": task,
-                "dropped": True,
-                "dropped_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "rows": 0,
-                "rows_before": record["rows"],
-            }
-            run_directory.write_json(folder / "memory.json", record)
-        with run_directory.writing(folder):
+        record = records.read(Memory, folder / "memory.json")
+        if not record.dropped:
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            record = Memory(task=task, dropped=True, dropped_at=when, rows=0, rows_before=record.rows)
+            records.write(folder / "memory.json", record)
+        with files.writing(folder):
             for name in ("rows.jsonl", "logits.safetensors"):
                 (folder / name).unlink(missing_ok=True)
-    return record
+    return record.to_json()
 
 
 def _check_inside(run: Path, folder: Path) -> None:
@@ -103,7 +97,7 @@ def drop_everything(run: Path, task: str) -> dict[str, Any]:
 
 def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:
     """One run directory's part of :func:`drop_everything`; adds what it deletes to `deleted`, by its path in `top`."""
-    stages = run_directory.committed_stages(run)
+    stages = RunDirectory.open(run).stages
     if any(stage.tasks[0] == task and (stage.path / "memory").is_dir() for stage in stages):
         memory = [run / stage.path.relative_to(run) / "memory" for stage in stages if stage.tasks[0] == task]
         deleted += [_named(file, top) for folder in memory for file in _rows_of(folder)]
@@ -119,19 +113,19 @@ def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:
             if not there:
                 continue
             before = run_directory.dropped_files(stage.path)
-            record = {"schema_version": run_directory.SCHEMA_VERSION, "files": sorted({*before, *names})}
+            record = {"schema_version": files.SCHEMA_VERSION, "files": sorted({*before, *names})}
             _check_inside(run, stage.path)
-            run_directory.write_json(stage.path / run_directory.DROPPED, record)
-            with run_directory.writing(stage.path):
+            files.write_json(stage.path / run_directory.DROPPED, record)
+            with files.writing(stage.path):
                 for name in there:
                     (stage.path / name).unlink()
             deleted += [_named(stage.path / name, top) for name in there]
-        if preflight.forget(run, task):
-            deleted.append(f"{_named(run / preflight.FILE, top)}: what was found in rows of {task}")
+        if preflight.forget(RunDirectory.open(run), task):
+            deleted.append(f"{_named(run / FINDINGS, top)}: what was found in rows of {task}")
         working = run / run_directory.WORKING
         if working.exists():
             _check_inside(run, working)
-            with run_directory.writing(working):
+            with files.writing(working):
                 shutil.rmtree(working)
             deleted.append(_named(working, top))
 

@@ -11,8 +11,8 @@ from aimmerging.commands.inference import Learned, load_learned, load_stage
 from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.run import kept_logits, sources
-from aimmerging.run.scoring import Quiz
-from aimmerging.store import run_directory
+from aimmerging.run.scoring import EvaluationSet
+from aimmerging.store import files
 from aimmerging.training.encoding import Collator
 from aimmerging.training.progress import Progress
 
@@ -71,10 +71,10 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress, dtype: str 
     wish = dtype or learned.config.model.dtype
     temporary = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with run_directory.writing(to):
+    with files.writing(to):
         temporary.mkdir(parents=True)
     try:
-        gap = _written(learned, run, temporary, merged=merged, dtype=wish, progress=progress)
+        gap = _written(learned, temporary, merged=merged, dtype=wish, progress=progress)
         if to.exists():
             to.rmdir()
         temporary.rename(to)
@@ -84,13 +84,13 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress, dtype: str 
     return {"to": str(to), "kind": kind, "base": learned.config.model.name, "dtype": wish, "logit_gap": gap._asdict()}
 
 
-def _written(learned: Learned, run: Path, folder: Path, *, merged: bool, dtype: str, progress: Progress) -> Gap:
+def _written(learned: Learned, folder: Path, *, merged: bool, dtype: str, progress: Progress) -> Gap:
     """Write the export and hold it against the run.
 
     Raises:
         ModelError: it answers otherwise.
     """
-    rows = [row for quiz in Quiz.saved(run_directory.committed_stages(run)) for row in quiz.rows[:8]]
+    rows = [row for one in EvaluationSet.saved(learned.run.stages) for row in one.rows[:8]]
     wanted = _answer_logits(learned.loaded.model, learned, rows)
     whole = _merged(learned, dtype, progress) if merged else None
     if whole is not None:
@@ -104,7 +104,7 @@ def _written(learned: Learned, run: Path, folder: Path, *, merged: bool, dtype: 
     allowed = tolerance(learned.config.model.dtype, dtype) if merged else tolerance("float32")
     gap = _gap(wanted, _answer_logits(found, learned, rows))
     _refuse_gap(gap, allowed, "than the run", merged)
-    trained = kept_logits.relative_gap(learned.stage.path, found, learned.loaded.codec)
+    trained = kept_logits.relative_gap(learned.stage, found, learned.loaded.codec)
     if trained is not None:
         # a device, or the precision of a kernel, may be another one than the training's
         allowed = max(allowed, tolerance(learned.config.model.dtype))

@@ -15,10 +15,10 @@ from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.splits import default_name
 from aimmerging.data.tasks import Row, Task
 from aimmerging.errors import ConfigError, RunDirectoryError
-from aimmerging.run import preflight, sources, stage_writer
+from aimmerging.run import changes, preflight, sources
 from aimmerging.run.generation import evaluate, generate, points
-from aimmerging.run.scoring import Quiz
-from aimmerging.store import run_directory
+from aimmerging.run.scoring import EvaluationSet
+from aimmerging.store.run_directory import RunDirectory, Stage
 from aimmerging.training.models import LoadedModel, load_model, read_adapter
 from aimmerging.training.progress import Progress
 
@@ -30,7 +30,12 @@ class Learned(NamedTuple):
 
     config: RunConfig
     loaded: LoadedModel
-    stage: run_directory.Stage
+    run: RunDirectory
+
+    @property
+    def stage(self) -> Stage:
+        """The last one, whose adapter is loaded."""
+        return self.run.stages[-1]
 
 
 def load_learned(run: Path, progress: Progress) -> Learned:
@@ -40,20 +45,20 @@ def load_learned(run: Path, progress: Progress) -> Learned:
         RunDirectoryError: no run, nothing is learned yet, or the base model is not the one that was trained on.
         ModelError: the base cannot be loaded or the adapter does not fit.
     """
-    config = run_directory.saved_config(run)
-    stages = run_directory.committed_stages(run)
+    opened = RunDirectory.open(run)
+    config, stages = opened.config, opened.stages
     if not stages:
         raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
-    run_directory.check_stages(stages[-1:])
+    opened.verify(stages[-1:])
     loaded = load_stage(config, stages[-1], progress)
-    run_directory.refuse_changes(run, stage_writer.base_changes(run, loaded), accept=False, of="base model")
+    changes.refuse_changes(run, changes.base_changes(opened.manifest(), loaded), accept=False, of="base model")
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
     loaded.model.eval()
-    return Learned(config, loaded, stages[-1])
+    return Learned(config, loaded, opened)
 
 
-def load_stage(config: RunConfig, stage: run_directory.Stage, progress: Progress) -> LoadedModel:
+def load_stage(config: RunConfig, stage: Stage, progress: Progress) -> LoadedModel:
     """The base with the stage's adapter, whose rank may differ from that of the trained one."""
     folder = stage.path / "adapter"
     read_adapter(folder)  # says what is wrong with a damaged file better than PEFT
@@ -108,8 +113,8 @@ def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, An
     Raises:
         DataError: rows of the other task cannot be encoded.
     """
-    quizzes = Quiz.saved(run_directory.committed_stages(run)) if other is None else [Quiz.of(other, "test")]
-    config, loaded, stage = load_learned(run, progress)
+    config, loaded, learned = load_learned(run, progress)
+    sets = EvaluationSet.saved(learned.stages) if other is None else [EvaluationSet.of(other, "test")]
     if other is not None:
         tested = replace(other, train=(), validation=())
         findings = preflight.examine([tested], loaded.codec, loaded.settings)
@@ -117,13 +122,13 @@ def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, An
         for finding in findings:
             progress.say(f"note: {finding}")
     scores: dict[str, float] = {}
-    with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
-        for quiz in quizzes:
+    with progress.bar("scoring", sum(len(one.rows) for one in sets)) as advance:
+        for one in sets:
             size = config.evaluation.batch_size
-            predictions = evaluate(loaded.model, loaded.codec, quiz.rows, quiz.metric, batch_size=size, advance=advance)
-            scores[quiz.name] = points(predictions)
-    rows = {quiz.name: len(quiz.rows) for quiz in quizzes}
-    return {"after": stage.record["task"], "scores": scores, "rows": rows}
+            predictions = evaluate(loaded.model, loaded.codec, one.rows, one.metric, batch_size=size, advance=advance)
+            scores[one.name] = points(predictions)
+    rows = {one.name: len(one.rows) for one in sets}
+    return {"after": learned.stages[-1].record.task, "scores": scores, "rows": rows}
 
 
 def check_text(text: str) -> None:

@@ -14,6 +14,7 @@ from aimmerging.data.wording import printable
 if TYPE_CHECKING:
     from aimmerging.commands.decide import Replay
     from aimmerging.compare.plan import Outcome
+    from aimmerging.store.records import Scores
 
 
 _WORDS = ("why", "policy", "definition", "version", "overlaps", "licence")
@@ -36,36 +37,15 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasi
     console.print(table)
 
 
-def show_scores(scores: dict[str, Any]) -> None:
-    """Print a score matrix and its summary, from scores.json."""
-    names = scores["tasks"]
+def show_scores(scores: "Scores") -> None:
+    """Print a score matrix and its summary."""
+    names = scores.tasks
     columns = ["points on", "before", *(f"after {name}" for name in names)]
-    rows = [[name, *map(_points, row)] for name, row in zip(names, scores["matrix"], strict=True)]
-    show_table(f"{scores['method']}, preset {scores['preset']}, seed {scores['seed']}", columns, rows)
-    known = [(key, value) for key, value in scores["summary"].items() if value is not None]
+    rows = [[name, *map(_points, row)] for name, row in zip(names, scores.matrix, strict=True)]
+    show_table(f"{scores.method}, preset {scores.preset}, seed {scores.seed}", columns, rows)
+    known = [(key, value) for key, value in scores.summary._asdict().items() if value is not None]
     rows = [[DEFINITIONS[key][0], f"{value:.1f}", DEFINITIONS[key][1]] for key, value in known]
     show_table("Summary, points", ["measure", "value", "definition"], rows)
-
-
-def show_demo(summary: dict[str, Any]) -> None:
-    """Print the demo's table and what may be read from it."""
-    columns = ["method", "OP", "BWT", "FWT", "steps", "rehearsal", "probes", "merges", "seconds"]
-    rows = [
-        [
-            name,
-            *(_points(row[key]) for key in ("op", "bwt", "fwt")),
-            *(str(row[key]) for key in ("task_updates", "memory_updates", "probe_forwards", "merges")),
-            f"{row['seconds']:.0f}",
-        ]
-        for name, row in summary["methods"].items()
-    ]
-    show_table(f"Five tasks in a row, seed {summary['seed']}", columns, rows, emphasise="aim")
-    Console().print(
-        f"Each task alone: {summary['single_task']:.1f} points. All tasks at once: {summary['multi_task']:.1f}.\n"
-        "OP: mean score after the last task. BWT: change of old tasks since they were learned. FWT: against each task "
-        "alone.\nOne seed is one draw; compare over several before believing a difference.",
-        highlight=False,
-    )
 
 
 def show_comparison(outcome: "Outcome") -> None:

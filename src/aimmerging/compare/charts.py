@@ -13,17 +13,17 @@ from aimmerging.report.charts import Figure, Style, figure, label, numbers, styl
 
 COMPUTE = ("task_updates", "memory_rows", "training_seconds")
 """What scores are held against, fields of :data:`aimmerging.compare.results.COSTS`."""
-LIT = 8
-"""Methods that stand out in a figure at most."""
+MOST_HIGHLIGHTED = 8
+"""Methods drawn in colour in a figure, at most."""
 _FAINT = Style("#c4cad3", "solid", "circle")
 
 
-def lit(results: Results) -> list[str]:
-    """The methods that stand out: all where they are few, else those compared with and the best by OP."""
+def highlighted(results: Results) -> list[str]:
+    """Names of the methods drawn in colour: all where they are few, else the baselines and the best by OP."""
     levels = {name: found["op"].mean for name, found in results.measures.items()}
     compared = list(dict.fromkeys(comparison.baseline for comparison in results.comparisons))
     best = sorted(levels, key=lambda name: -levels[name])
-    first = list(dict.fromkeys([*compared, *best]))[: max(LIT, len(compared))]
+    first = list(dict.fromkeys([*compared, *best]))[: max(MOST_HIGHLIGHTED, len(compared))]
     return [name for name in results.measures if name in first]
 
 
@@ -70,7 +70,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _curves(results: Results, curve: Callable[[Run], Sequence[float | None]], levels: Mapping[str, Estimate]) -> Figure:
     """One line a method with its band, one level line a reference."""
-    styles, data, longest, bright = _styles(results), [], 1, lit(results)
+    styles, data, longest, bright = _styles(results), [], 1, highlighted(results)
     for name in _faint_first(results, bright):
         stages = list(zip(*(curve(run) for run in results.runs if run.method == name), strict=True))
         points = [estimate([value for value in stage if value is not None]) for stage in stages]
@@ -151,7 +151,7 @@ def _scatter(
     results: Results, points: Mapping[str, tuple[Estimate, Estimate]], layout: Figure, across: str, up: str
 ) -> Figure:
     """One point a method with its error bars both ways."""
-    styles, bright = _styles(results), lit(results)
+    styles, bright = _styles(results), highlighted(results)
     data = [
         {
             "type": "scatter", "mode": "markers", "name": label(name, 24), "x": numbers([x.mean]),
@@ -180,6 +180,6 @@ def _faint_first(results: Results, bright: Sequence[str]) -> list[str]:
 
 
 def _styles(results: Results) -> dict[str, Style]:
-    bright = {name: results.kinds[name] for name in lit(results)}
+    bright = {name: results.kinds[name] for name in highlighted(results)}
     own = styles_of(bright | {name: name for name in results.references})
     return dict.fromkeys(results.measures, _FAINT) | own

@@ -7,10 +7,8 @@ from typing import Any
 from aimmerging.compare import charts
 from aimmerging.compare.results import COSTS, MEASURES, Place, Results, Run
 from aimmerging.compare.tables import Table, run_table, tables
-from aimmerging.core.metrics import summarise
 from aimmerging.protocols import STATEMENTS
 from aimmerging.report import page as report
-from aimmerging.report.run_view import RunView, Scores
 
 _FEW_PAIRS = 5
 """Pairs of runs below which the page warns about its intervals."""
@@ -49,7 +47,7 @@ def _context(results: Results, cells: Mapping[Place, Path], out: Path) -> dict[s
         ),
         "lead": _lead(results),
         "differences": list(_differences(results)),
-        "faint": len(results.measures) > len(charts.lit(results)),
+        "faint": len(results.measures) > len(charts.highlighted(results)),
         "protocol": results.protocol,
         "statement": STATEMENTS[results.protocol] if results.protocol else None,
         "departures": results.departures,
@@ -82,7 +80,7 @@ def _lead(results: Results) -> str:
     """The order of the methods; of many, both ends."""
     levels = {name: found["op"].mean for name, found in results.measures.items()}
     ranked = sorted(levels, key=lambda name: -levels[name])
-    if len(ranked) <= charts.LIT:
+    if len(ranked) <= charts.MOST_HIGHLIGHTED:
         return f"Mean score after the last task: {_listed(ranked, levels)}."
     best, worst = ranked[:5], ranked[-3:]
     return (
@@ -93,7 +91,7 @@ def _lead(results: Results) -> str:
 
 def _differences(results: Results) -> Iterator[str]:
     """Each declared comparison in words; where they are many, one sentence a verdict."""
-    if len(results.comparisons) <= charts.LIT:
+    if len(results.comparisons) <= charts.MOST_HIGHLIGHTED:
         for method, baseline, found, p_holm in results.comparisons:
             yield (
                 f"{method} {_VERDICTS[found.verdict]} {baseline}: {_signed(found.mean)} points, 95 % interval "
@@ -131,7 +129,7 @@ def _listed(names: Sequence[str], levels: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {levels[name]:.1f}" for name in names)
 
 
-def _mean_matrices(results: Results) -> Iterator[tuple[str, RunView]]:
+def _mean_matrices(results: Results) -> Iterator[tuple[str, report.ScoreMatrix]]:
     """Score matrix of each method and order, mean over the seeds, in the form that the matrix macro takes."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in results.runs:
@@ -139,8 +137,8 @@ def _mean_matrices(results: Results) -> Iterator[tuple[str, RunView]]:
     for (method, order), runs in groups.items():
         cells = [list(zip(*rows, strict=True)) for rows in zip(*(run.matrix for run in runs), strict=True)]
         matrix = tuple(tuple(_mean_known(values) for values in row) for row in cells)
-        scores = Scores(1, method, runs[0].tasks, matrix, summarise(matrix))
-        yield f"{method}, {order}", RunView(method, scores, (), (), "", False, {})
+        learned = range(1, len(matrix) + 1)
+        yield f"{method}, {order}", report.ScoreMatrix(runs[0].tasks, matrix, learned)
 
 
 def _mean_known(values: tuple[float | None, ...]) -> float | None:

@@ -26,7 +26,9 @@ from aimmerging.config import unknown as unknown_value
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import METHODS, build
 from aimmerging.run import preflight, sources
-from aimmerging.store import run_directory
+from aimmerging.run.changes import check_same_config
+from aimmerging.store import files, records, run_directory
+from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.progress import Progress
 
 REFERENCES = ("single_task", "multi_task")
@@ -317,9 +319,9 @@ def conclude(spec: ComparisonSpec, out: Path, cells: Mapping[Place, Cell], *, re
     missing += [f"{name} is not finished" for name in unfinished]
     configs = {method.name: _run_config(spec, method, seed=0, order=None) for method in spec.methods}
     found = results.analyse(spec.pairs, configs, runs, missing)
-    run_directory.write_text(out / "spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
-    run_directory.write_json(out / "comparison.json", found.to_json())
-    run_directory.write_json(out / "environment.json", _environments([cell.out for cell in finished.values()]))
+    files.write_text(out / "spec.yaml", yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+    files.write_json(out / "comparison.json", found.to_json())
+    files.write_json(out / "environment.json", _environments([cell.out for cell in finished.values()]))
     write_tables(found, out)
     write_page(found, {place: cell.out for place, cell in finished.items()}, out / "report.html")
     return Outcome(out, found, failed, unfinished)
@@ -329,11 +331,11 @@ def _environments(cells: Sequence[Path]) -> dict[str, Any]:
     """Releases, hardware and base model that the cells were made with: each kind once, with its number of cells."""
     kinds: dict[str, int] = {}
     for cell in cells:
-        manifest = run_directory.read_json(cell / "manifest.json")
+        manifest = records.read(records.Manifest, cell / "manifest.json").to_json()
         kind = json.dumps({name: manifest[name] for name in ("versions", "hardware", "base_model")})
         kinds[kind] = kinds.get(kind, 0) + 1
     found = [{"cells": count, **json.loads(kind)} for kind, count in kinds.items()]
-    return {"schema_version": run_directory.SCHEMA_VERSION, "environments": found}
+    return {"schema_version": files.SCHEMA_VERSION, "environments": found}
 
 
 def _finished(cell: Cell) -> bool:
@@ -344,14 +346,15 @@ def _finished(cell: Cell) -> bool:
     """
     if not (cell.out / "config.yaml").exists():
         return False
-    run_directory.check_same_config(cell.out, cell.config)
-    return list(run_directory.learned_tasks(cell.out)) == cell.config.order
+    run = RunDirectory.open(cell.out)
+    check_same_config(run, cell.config)
+    return list(run.learned) == cell.config.order
 
 
 def _failed(cell: Cell) -> str | None:
     """Message of the cell's last failure."""
     path = cell.out / FAILED
-    return str(run_directory.read_json(path)["message"]) if path.exists() else None
+    return str(files.read_json(path)["message"]) if path.exists() else None
 
 
 def _note_failure(cell: Cell, error: BaseException, progress: Progress) -> None:
@@ -362,8 +365,8 @@ def _note_failure(cell: Cell, error: BaseException, progress: Progress) -> None:
     message = "".join(traceback.format_exception_only(error)).strip()
     progress.say(f"[{cell.name}] failed: {message}")
     cell.out.mkdir(parents=True, exist_ok=True)
-    record = {"schema_version": run_directory.SCHEMA_VERSION, "message": message}
-    run_directory.write_json(cell.out / FAILED, {**record, "traceback": "".join(traceback.format_exception(error))})
+    record = {"schema_version": files.SCHEMA_VERSION, "message": message}
+    files.write_json(cell.out / FAILED, {**record, "traceback": "".join(traceback.format_exception(error))})
 
 
 def recompute(spec: ComparisonSpec, out: Path, *, base: Path = Path()) -> Outcome:

@@ -10,7 +10,8 @@ from aimmerging.compare.statistics import Difference, Estimate, RunDifference, d
 from aimmerging.config import RunConfig
 from aimmerging.core import metrics
 from aimmerging.errors import RunDirectoryError
-from aimmerging.store import run_directory
+from aimmerging.store import files, records
+from aimmerging.store.run_directory import RunDirectory, Stage
 
 MEASURES: dict[str, tuple[str, str]] = {
     **{name: text for name, text in metrics.DEFINITIONS.items() if name != "fwt_gem"},
@@ -35,9 +36,6 @@ COSTS = {
     "training_seconds": "training seconds",
 }
 """Counted and measured work of a run, with the words for it; seconds leave evaluation out."""
-_OWN = ("kept_rows", "training_seconds")
-"""Costs that are made here and not in the run."""
-_TRAINING = ("task_seconds", "probe_seconds", "rehearsal_seconds", "fusion_seconds")
 
 Values = dict[str, float | None]
 
@@ -124,7 +122,7 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """Return plain data for comparison.json."""
         return {
-            "schema_version": run_directory.SCHEMA_VERSION,
+            "schema_version": files.SCHEMA_VERSION,
             "protocol": self.protocol,
             "departures": self.departures,
             "flags": self.flags,
@@ -160,66 +158,61 @@ def read_run(place: Place, path: Path, *, recompute: bool = False) -> Run:
     Raises:
         RunDirectoryError: it is damaged, or, with `recompute`, its predictions do not give the scores written.
     """
-    stages, scores = run_directory.committed_stages(path), run_directory.collect_scores(path)
-    names: list[str] = scores["tasks"]
+    found = RunDirectory.open(path)
+    stages, scores = found.stages, found.scores()
+    names, costs = scores.tasks, scores.costs
     if recompute:
         _check_predictions(stages, names)
-        if run_directory.read_json(path / "scores.json")["matrix"] != scores["matrix"]:
+        if records.read(records.Scores, path / "scores.json").matrix != scores.matrix:
             raise RunDirectoryError(f"{path / 'scores.json'} does not hold the scores of its stages")
-    own = {name: stage.record["scores"][name] for stage in stages for name in stage.tasks}
-    last = {name: stage for stage in stages for name in stage.record["scores"]}
-    costs = scores["costs"]
-    kept = [stage.record["memory"] for stage in stages if stage.record["memory"]]
+    own = {name: stage.record.scores[name] for stage in stages for name in stage.tasks}
+    last = {name: stage for stage in stages for name in stage.record.scores}
+    rehearsed = [stage.record for stage in stages if stage.record.memory]
+    kept = [record.memory for record in rehearsed if record.memory]
     spent = protocols.Spent(
         method=place.method,
         rehearses=bool(kept),
         joint=any(len(stage.tasks) > 1 for stage in stages),
-        task_updates=costs["task_updates"],
-        task_rows=costs["task_rows"],
-        rehearsal_rows=costs["memory_rows"],
-        kept=sum(memory["rows"] for memory in kept),
-        limit=sum(memory["limit"] for memory in kept),
-        train_rows=sum(s["train"] for stage in stages if stage.record["memory"] for s in stage.record["sources"]),
+        task_updates=costs.task_updates,
+        task_rows=costs.task_rows,
+        rehearsal_rows=costs.memory_rows,
+        kept=sum(memory.rows for memory in kept),
+        limit=sum(memory.limit for memory in kept),
+        train_rows=sum(source.train for record in rehearsed for source in record.sources),
     )
     return Run(
         method=place.method,
         order=place.order,
         seed=place.seed,
-        tasks=tuple(names),
-        matrix=tuple(tuple(row) for row in scores["matrix"]),
+        tasks=names,
+        matrix=scores.matrix,
         own=own,
-        rows={name: _row_scores(_predictions(last[name], names, name)) for name in names},
-        costs={key: float(costs[key]) for key in COSTS if key not in _OWN}
-        | {"kept_rows": float(spent.kept), "training_seconds": sum(float(costs[key]) for key in _TRAINING)},
+        rows={name: _row_scores(last[name].predictions(place, name)) for place, name in enumerate(names, 1)},
+        costs={key: float(spent.kept if key == "kept_rows" else getattr(costs, key)) for key in COSTS},
         spent=spent,
-        data=run_directory.learned_tasks(path),
+        data=found.learned,
     )
 
 
-def _predictions(stage: run_directory.Stage, names: Sequence[str], name: str) -> Path:
-    """File of a stage's answers to a task; a task's place in the run numbers it."""
-    return stage.path / "predictions" / f"{run_directory.stage_slug(names.index(name) + 1, name)}.jsonl"
-
-
 def _row_scores(path: Path) -> dict[str, float]:
-    return {record["id"]: record["score"] for record in run_directory.read_jsonl(path)}
+    return {answer.id: answer.score for answer in records.read_lines(records.Prediction, path)}
 
 
-def _check_predictions(stages: Sequence[run_directory.Stage], names: Sequence[str]) -> None:
+def _check_predictions(stages: Sequence[Stage], names: Sequence[str]) -> None:
     """Score every kept answer anew; every score that the tables are made from must come out again.
 
     Raises:
         RunDirectoryError: listing each file whose answers give other scores than those written.
     """
-    metric_of = {n: m for stage in stages for n, m in zip(stage.tasks, stage.record["metrics"], strict=True)}
+    metric_of = {n: m for stage in stages for n, m in zip(stage.tasks, stage.record.metrics, strict=True)}
     problems: list[str] = []
     for stage in stages:
-        for name, written in stage.record["scores"].items():
-            path = _predictions(stage, names, name)
-            records = run_directory.read_jsonl(path)
-            answers = ([r["prediction"] for r in records], [r["reference"] for r in records])
-            scored = metrics.score(metric_of[name], *answers)
-            wrong = sum(record["score"] != value for record, value in zip(records, scored, strict=True))
+        for name, written in stage.record.scores.items():
+            path = stage.predictions(names.index(name) + 1, name)
+            answers = records.read_lines(records.Prediction, path)
+            texts = ([answer.prediction for answer in answers], [answer.reference for answer in answers])
+            scored = metrics.score(metric_of[name], *texts)
+            wrong = sum(answer.score != value for answer, value in zip(answers, scored, strict=True))
             points = 100 * sum(scored) / len(scored) if scored else float("nan")
             if wrong or points != written:
                 problems.append(

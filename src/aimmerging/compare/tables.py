@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from aimmerging.compare.results import COSTS, MEASURES, Results
 from aimmerging.compare.statistics import DRAWS, Estimate
 from aimmerging.protocols import STATEMENTS
-from aimmerging.store import run_directory
+from aimmerging.store import files
 
 Kind = Literal["text", "points", "change", "count", "seconds", "p"]
 _CHANGES = ("bwt", "fwt", "bwt_sapt")
@@ -275,7 +275,7 @@ def write_tables(results: Results, out: Path) -> None:
     """Write tables.md, tables.tex and one CSV file a table into `out`/tables."""
     folder = out / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    run_directory.write_text(folder / "tables.md", markdown(results))
-    run_directory.write_text(folder / "tables.tex", latex(results))
+    files.write_text(folder / "tables.md", markdown(results))
+    files.write_text(folder / "tables.tex", latex(results))
     for table in (*tables(results), run_table(results)):
-        run_directory.write_text(folder / f"{table.name}.csv", as_csv(table))
+        files.write_text(folder / f"{table.name}.csv", as_csv(table))

@@ -1,4 +1,4 @@
-"""Files that people write: regular files only, and JSON and YAML in which nothing is said twice or grows when read."""
+"""Reading text, JSON and YAML that people write: regular files only, no key twice in a mapping, bounded aliases."""
 
 import json
 import stat

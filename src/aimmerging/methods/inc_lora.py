@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aimmerging.core.lora import Adapter, Factors, adapter_of, layers, weighted_sum
 from aimmerging.training.method import About, Method
-from aimmerging.training.models import carry
+from aimmerging.training.models import set_past_adapter
 
 if TYPE_CHECKING:
     from aimmerging.training.session import Session
@@ -54,7 +54,7 @@ class IncLora(Method):
         """Draw a new adapter and put the past beside it."""
         if self.past:
             session.named_adapter = drawn(session.named_adapter, 1000 * session.settings.seed + self.learned)
-            carry(session.model, self.past)
+            set_past_adapter(session.model, self.past)
 
     def after_task(self, session: "Session") -> None:
         """What was trained joins the past."""

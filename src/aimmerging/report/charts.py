@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aimmerging.report.run_view import Merge, RunView, Stage
+from aimmerging.report.run_view import RunView, StageView
+from aimmerging.store.records import Merge
 
 Figure = dict[str, Any]
 
@@ -61,11 +62,6 @@ def label(text: str, limit: int = 0) -> str:
     if limit and len(line) > limit:
         line = line[: limit - 1].rstrip() + "…"
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def method_styles(views: Mapping[str, RunView]) -> dict[str, Style]:
-    """The style of every run."""
-    return styles_of({name: view.method_key for name, view in views.items()})
 
 
 def styles_of(kinds: Mapping[str, str]) -> dict[str, Style]:
@@ -156,7 +152,7 @@ def _score_line(view: RunView, task: int, learned: int) -> Figure:
     }
 
 
-def signals(stage: Stage) -> Figure:
+def signals(stage: StageView) -> Figure:
     """Memory loss with its threshold over the steps of a task, every merge marked; below, the learning signal."""
     probed = [step for step in stage.steps if step.memory_loss is not None]
     data = [
@@ -295,97 +291,6 @@ def costs(view: RunView) -> Figure:
     return figure(data, 110 + 34 * max(len(parts), 2), layout)
 
 
-def overall_bars(views: Mapping[str, RunView]) -> Figure:
-    """OP of every run; references hatched."""
-    styles = method_styles(views)
-    names, levels = list(views), [view.level for view in views.values()]
-    data = [
-        {
-            "type": "bar", "orientation": "h", "x": numbers(levels), "y": list(range(len(names))),
-            "text": ["" if level is None else f"{level:.1f}" for level in levels],
-            "textposition": "outside", "cliponaxis": False,
-            "hovertext": [f"{label(name)}: {_show(level)}" for name, level in zip(names, levels, strict=True)],
-            "hoverinfo": "text",
-            "marker": {"color": [styles[name].color for name in names],
-                       "opacity": [0.45 if view.is_reference else 1 for view in views.values()]},
-        }
-    ]  # fmt: skip
-    layout = {
-        "showlegend": False, "bargap": 0.5,
-        "xaxis": {"range": [0, 116], "tickvals": [0, 20, 40, 60, 80, 100], "title": {"text": "points"}},
-        "yaxis": {"tickvals": list(range(len(names))), "ticktext": [label(name, 24) for name in names],
-                  "autorange": "reversed", "showgrid": False, "automargin": True},
-    }  # fmt: skip
-    return figure(data, max(340, 90 + 40 * len(names)), layout)
-
-
-def average_curves(views: Mapping[str, RunView]) -> Figure:
-    """Mean score on the tasks learned so far, after each stage; references as level lines."""
-    curves = {name: [_mean(row[j] for row in view.scores.matrix[:j]) for j in range(1, _columns(view))]
-              for name, view in views.items()}  # fmt: skip
-    return _stage_curves(views, curves, levels=True)
-
-
-def first_task_curves(views: Mapping[str, RunView]) -> Figure:
-    """Score on the first task after each stage."""
-    return _stage_curves(views, {name: list(view.scores.matrix[0][1:]) for name, view in views.items()}, levels=False)
-
-
-def _stage_curves(
-    views: Mapping[str, RunView], curves: Mapping[str, Sequence[float | None]], *, levels: bool
-) -> Figure:
-    styles, data = method_styles(views), []
-    longest = max(len(curve) for curve in curves.values())
-    for name, view in views.items():
-        style = styles[name]
-        if view.is_reference and (not levels or view.level is None):
-            continue
-        scores = [view.level] * longest if view.is_reference else curves[name]
-        data.append(
-            {
-                "type": "scatter", "mode": "lines" if view.is_reference else "lines+markers", "name": label(name, 24),
-                "x": list(range(1, len(scores) + 1)), "y": numbers(scores),
-                "line": {"color": style.color, "dash": style.dash, "width": 1.5 if view.is_reference else 2.5},
-                "marker": {"symbol": style.symbol, "size": 8, "color": style.color},
-                "hovertext": [f"{label(name)}<br>after task {j}: {_show(score)}" for j, score in enumerate(scores, 1)],
-                "hoverinfo": "text",
-            }
-        )  # fmt: skip
-    layout = {
-        "xaxis": {"title": {"text": "tasks learned"}, "tickmode": "linear", "dtick": 1, "showgrid": False,
-                  "range": [0.8, longest + 0.2], "zeroline": False},
-        "yaxis": {"title": {"text": "points"}, "range": [-3, 104], "zeroline": False},
-    }  # fmt: skip
-    return figure(data, 340, layout)
-
-
-def overall_against_rehearsal(views: Mapping[str, RunView]) -> Figure:
-    """What each run reached for the rehearsal updates it made."""
-    styles = method_styles(views)
-    data = []
-    scored = [(name, view) for name, view in views.items() if view.level is not None and not view.is_reference]
-    for rank, (name, view) in enumerate(sorted(scored, key=lambda pair: -(pair[1].level or 0))):
-        updates = view.costs.memory_updates
-        data.append(
-            {
-                "type": "scatter", "mode": "markers+text", "name": label(name, 24), "x": [updates],
-                "y": [_number(view.level)], "text": [label(name, 24)], "cliponaxis": False,
-                "textposition": "bottom center" if rank % 2 else "top center",
-                "marker": {"symbol": styles[name].symbol, "size": 13, "color": styles[name].color},
-                "hovertext": [f"{label(name)}: {_show(view.level)} points, {updates} rehearsal updates"],
-                "hoverinfo": "text",
-            }
-        )  # fmt: skip
-    most = max((view.costs.memory_updates for view in views.values()), default=0)
-    layout = {
-        "showlegend": False,
-        "xaxis": {"title": {"text": "rehearsal updates"}, "range": [-0.12 * max(most, 1), 1.15 * max(most, 1)],
-                  "zeroline": False},
-        "yaxis": {"title": {"text": "OP, points"}, "range": [-3, 110], "zeroline": False},
-    }  # fmt: skip
-    return figure(data, 340, layout)
-
-
 def figure(data: list[Figure], height: int, layout: Figure) -> Figure:
     """Put margins and the legend's place around what a figure sets itself."""
     base = {
@@ -420,15 +325,6 @@ def _number(value: float | None) -> float | None:
 def numbers(values: Sequence[float | None]) -> list[float | None]:
     """What JSON can hold of `values`, to five digits."""
     return [_number(value) for value in values]
-
-
-def _columns(view: RunView) -> int:
-    return max(len(row) for row in view.scores.matrix)
-
-
-def _mean(values: Any) -> float | None:
-    known = list(values)
-    return None if not known or None in known else sum(known) / len(known)
 
 
 def _show(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Self-contained HTML: one page a run directory, and one for several runs side by side.
+"""Self-contained HTML: one page a run directory.
 
 Three steps, data flowing one way: :mod:`aimmerging.report.run_view` reads, :mod:`aimmerging.report.charts` turns what
 was read into figures, the templates into text. A page holds everything it shows. Its content security policy forbids
@@ -25,8 +25,9 @@ from aimmerging.errors import RunDirectoryError
 from aimmerging.protocols import STATEMENTS
 from aimmerging.report import charts
 from aimmerging.report.run_view import RunView, read_run
+from aimmerging.store.run_directory import RunDirectory
 
-__all__ = ["RunView", "read_run", "write_comparison", "write_report"]
+__all__ = ["RunView", "read_run", "write_report"]
 
 _MINUS = "−"
 _DASH = "–"
@@ -34,7 +35,7 @@ _CHANGES = ("bwt", "fwt", "fwt_gem")
 """Summary fields that are differences and carry a sign."""
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
+def write_report(run: Path | RunDirectory, out: Path | None = None) -> Path:
     """Write the report of a run directory and return its path (default: report.html in the directory).
 
     The file is replaced as a whole, so a reader never sees half of one. Equal run directories give equal bytes.
@@ -43,28 +44,9 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         RunDirectoryError: see :func:`aimmerging.report.run_view.read_run`.
     """
     view = read_run(run)
-    target = Path(run) / "report.html" if out is None else Path(out)
+    folder = run.path if isinstance(run, RunDirectory) else Path(run)
+    target = folder / "report.html" if out is None else Path(out)
     replace_file(target, render("report.html.j2", _report_context(view)))
-    return target
-
-
-def write_comparison(runs: Mapping[str, Path], out: Path, summary: Mapping[str, Any] | None = None) -> Path:
-    """Write one page over several runs and return its path.
-
-    Args:
-        runs: name on the page -> run directory, in the order shown. Each name links to the run's report.html.
-        out: the page.
-        summary: facts about the setting to show beneath the results (base model, seeds, …); may be nested.
-
-    Raises:
-        RunDirectoryError: there is no run, or one cannot be read.
-    """
-    if not runs:
-        raise RunDirectoryError("there is nothing to compare; name at least one run directory")
-    target = Path(out)
-    views = {name: read_run(path) for name, path in runs.items()}
-    links = {name: relative_link(target, Path(path) / "report.html") for name, path in runs.items()}
-    replace_file(target, render("comparison.html.j2", _comparison_context(views, links, summary or {})))
     return target
 
 
@@ -77,7 +59,8 @@ def _report_context(view: RunView) -> dict[str, Any]:
         figures["figure-costs"] = charts.costs(view)
     if view.decided:
         figures["figure-course"] = charts.timeline(view)
-    tasks = view.manifest.get("tasks", [])
+    manifest = view.manifest.to_json()
+    tasks = manifest.pop("tasks")
     return {
         "title": f"{view.name}: {scores.method}",
         "view": view,
@@ -85,6 +68,7 @@ def _report_context(view: RunView) -> dict[str, Any]:
         "sentence": _run_sentence(view),
         "statement": STATEMENTS[view.protocol] if view.protocol else None,
         "worst": _worst_task(view),
+        "matrix": _matrix(view),
         "probed": bool(probed),
         "shown_stage": (probed or list(stages) or [None])[-1],
         "cost_rows": [*((stage.task, stage.record.costs) for stage in stages), ("", view.costs)],
@@ -92,18 +76,14 @@ def _report_context(view: RunView) -> dict[str, Any]:
             name: _change(value) if name in _CHANGES else _points(value)
             for name, value in scores.summary._asdict().items()
         },
-        "manifest_rows": list(_flatten({key: value for key, value in view.manifest.items() if key != "tasks"})),
-        "task_rows": list(_flatten({_task_heading(i, task): task for i, task in enumerate(tasks, start=1)})),
+        "manifest_rows": list(_flatten(manifest)),
+        "task_rows": list(_flatten({f"{i}. {task['name']}": task for i, task in enumerate(tasks, start=1)})),
         "hash_rows": [
             (f"{stage.record.index}. {stage.task}: {name}", value or _DASH)
             for stage in stages
-            for name, value in {**(stage.record.hashes or {}), "finished": stage.record.finished}.items()
+            for name, value in {**stage.record.hashes, "finished": stage.record.finished}.items()
         ],
     }
-
-
-def _task_heading(number: int, task: Any) -> str:
-    return f"{number}. {task['name']}" if isinstance(task, dict) and "name" in task else str(number)
 
 
 def _run_sentence(view: RunView) -> str:
@@ -151,121 +131,39 @@ class _Cell(NamedTuple):
     kind: str
 
 
-def _matrix_rows(view: RunView) -> Iterator[tuple[str, list[_Cell]]]:
-    for i, (name, row) in enumerate(zip(view.scores.tasks, view.scores.matrix, strict=True)):
-        learned = charts.own_column(view, i)
-        cells: list[_Cell] = []
-        for column, score in enumerate(row):
-            shade = 0 if score is None else round(min(max(score, 0), 100))
-            place = "own" if column == learned else "future" if column < learned else ""
-            cells.append(_Cell(score, shade, f"{place} {'strong' if shade > 55 else ''}".strip()))
-        yield name, cells
+class ScoreMatrix(NamedTuple):
+    """A score matrix as a table shows it.
+
+    Attributes:
+        tasks: names, one a row.
+        scores: points, column j after j tasks.
+        learned: of each task, the column right after it was learned.
+    """
+
+    tasks: Sequence[str]
+    scores: Sequence[Sequence[float | None]]
+    learned: Sequence[int]
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the tasks learned before each column but the first."""
+        return self.tasks[: max(len(row) for row in self.scores) - 1]
+
+    @property
+    def rows(self) -> Iterator[tuple[str, list[_Cell]]]:
+        """Name and cells of each row."""
+        for name, row, learned in zip(self.tasks, self.scores, self.learned, strict=True):
+            cells: list[_Cell] = []
+            for column, score in enumerate(row):
+                shade = 0 if score is None else round(min(max(score, 0), 100))
+                place = "own" if column == learned else "future" if column < learned else ""
+                cells.append(_Cell(score, shade, f"{place} {'strong' if shade > 55 else ''}".strip()))
+            yield name, cells
 
 
-def _column_names(view: RunView) -> Sequence[str]:
-    return view.scores.tasks[: max(len(row) for row in view.scores.matrix) - 1]
-
-
-_COLUMNS = (
-    ("OP", "summary", "op"),
-    ("BWT", "summary", "bwt"),
-    ("FWT", "summary", "fwt"),
-    ("worst task", "summary", "worst_task"),
-    ("task updates", "costs", "task_updates"),
-    ("rehearsal updates", "costs", "memory_updates"),
-    ("probe forwards", "costs", "probe_forwards"),
-    ("merges", "costs", "merges"),
-    ("time", "costs", "seconds"),
-)
-
-
-def _comparison_context(
-    views: Mapping[str, RunView], links: Mapping[str, str], summary: Mapping[str, Any]
-) -> dict[str, Any]:
-    ranked = {name: view for name, view in views.items() if not view.is_reference}
-    best = {
-        field: max(
-            (value for view in ranked.values() if (value := _value(view, where, field)) is not None), default=None
-        )
-        for _, where, field in _COLUMNS
-        if where == "summary"
-    }
-    table = [
-        {
-            "name": name,
-            "link": links[name],
-            "reference": view.is_reference,
-            "cells": [_comparison_cell(view, where, field, best) for _, where, field in _COLUMNS],
-        }
-        for name, view in views.items()
-    ]
-    return {
-        "title": "Comparison of methods",
-        "views": views,
-        "headings": [heading for heading, _, _ in _COLUMNS],
-        "table": table,
-        "has_reference": len(ranked) < len(views),
-        "sentence": _comparison_sentence(ranked),
-        "honesty": _honesty(ranked),
-        "first_tasks": ", ".join(dict.fromkeys(view.scores.tasks[0] for view in views.values() if view.scores.tasks)),
-        "summary_rows": list(_flatten(summary)),
-        "figures": {
-            "figure-overall": charts.overall_bars(views),
-            "figure-rehearsal": charts.overall_against_rehearsal(views),
-            "figure-average": charts.average_curves(views),
-            "figure-first": charts.first_task_curves(views),
-        },
-    }
-
-
-def _value(view: RunView, where: str, field: str) -> Any:
-    if field == "op":
-        return view.level
-    return getattr(view.scores.summary if where == "summary" else view.costs, field)
-
-
-def _comparison_cell(view: RunView, where: str, field: str, best: Mapping[str, float | None]) -> tuple[str, bool]:
-    """Text of a cell, and whether it is the best of its column at the precision shown."""
-    value = _value(view, where, field)
-    if where == "costs":
-        return (_duration(value) if field == "seconds" else _count(value)), False
-    text = _change(value) if field in _CHANGES else _points(value)
-    top = best[field]
-    return text, not view.is_reference and value is not None and top is not None and f"{value:.1f}" == f"{top:.1f}"
-
-
-def _comparison_sentence(ranked: Mapping[str, RunView]) -> str:
-    levels = {name: view.level for name, view in ranked.items() if view.level is not None}
-    if not levels:
-        return "No run has been scored to its end yet."
-    order = sorted(levels, key=lambda name: -levels[name])
-    if len(order) == 1:
-        return f"{order[0]} scores {levels[order[0]]:.1f} points on average after its last task."
-    first, last = order[0], order[-1]
-    return (
-        f"{first} scores highest after the last task, {levels[first]:.1f} points on average; "
-        f"{order[1]} follows with {levels[order[1]]:.1f}"
-        + (f", and {last} comes last with {levels[last]:.1f}." if len(order) > 2 else ".")
-    )
-
-
-def _honesty(ranked: Mapping[str, RunView]) -> str:
-    """Whether the runs spent the same, from their counts and their tasks."""
-    sentences: list[str] = []
-    if len({view.scores.tasks for view in ranked.values()}) > 1:
-        sentences.append("The runs did not learn the same tasks in the same order, so their scores do not compare.")
-    for field, noun in (("task_updates", "task updates"), ("memory_updates", "rehearsal updates")):
-        counts = {name: getattr(view.costs, field) for name, view in ranked.items()}
-        if len(set(counts.values())) == 1:
-            sentences.append(f"Equal {noun}: {_count(next(iter(counts.values())))} in every run.")
-        elif counts:
-            listing = ", ".join(f"{name} {_count(count)}" for name, count in counts.items())
-            sentences.append(f"The {noun} differ: {listing}.")
-    seeds = {view.scores.seed for view in ranked.values()}
-    runs = "One run a method" if len({view.method_key for view in ranked.values()}) == len(ranked) else "Single runs"
-    seed = f" with seed {next(iter(seeds))}" if len(seeds) == 1 and None not in seeds else ""
-    sentences.append(f"{runs}{seed}: small differences are noise until several seeds and task orders agree.")
-    return " ".join(sentences)
+def _matrix(view: RunView) -> ScoreMatrix:
+    learned = [charts.own_column(view, i) for i in range(len(view.scores.tasks))]
+    return ScoreMatrix(view.scores.tasks, view.scores.matrix, learned)
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
@@ -275,8 +173,6 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         "css": Markup(_asset("report.css")),
         "policy": _policy(scripts.values()),
         "metric_definitions": DEFINITIONS,
-        "rows_of": _matrix_rows,
-        "column_names": _column_names,
     }
     return _environment().get_template(template).render(everywhere | dict(context))
 

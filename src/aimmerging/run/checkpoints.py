@@ -20,8 +20,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from aimmerging.errors import RunDirectoryError
-from aimmerging.store import files, run_directory
+from aimmerging.errors import NumberError, RunDirectoryError, SignalError, TrainingError
+from aimmerging.store import files
 from aimmerging.store.tensor_tree import load_state, save_state
 from aimmerging.training import stopping
 from aimmerging.training.resume import FOLDER, capture
@@ -97,6 +97,19 @@ class Working:
         return f"kept up to step {int(steps[-1].removeprefix('step-'))}" if steps else "no step of it is kept"
 
     @contextmanager
+    def told_at_the_end(self, title: str) -> Iterator[None]:
+        """Add where the next run goes on to whatever ends the stage `title` early."""
+        try:
+            yield
+        except stopping.Stopped as stop:
+            raise stopping.Stopped(
+                stop.number, f"stopped at {title}: {self.kept()}; the same command goes on from there"
+            ) from None
+        except (NumberError, SignalError, TrainingError) as error:
+            message = f"{title}: {error}. Earlier tasks are untouched; of this one: {self.kept()}"
+            raise type(error)(message) from error
+
+    @contextmanager
     def _committing(self, name: str) -> Iterator[Path]:
         """Give the folder to write into; it notes the rows that it belongs to."""
         final = self.folder / name
@@ -104,9 +117,7 @@ class Working:
             if final.exists():
                 shutil.rmtree(final)  # it was passed over as damaged
         with files.committing(final) as folder:
-            run_directory.write_json(
-                folder / "task.json", {"schema_version": run_directory.SCHEMA_VERSION, "task": self.task}
-            )
+            files.write_json(folder / "task.json", {"schema_version": files.SCHEMA_VERSION, "task": self.task})
             yield folder
 
     def _whole(self, name: str) -> bool:
@@ -123,7 +134,7 @@ class Working:
             return False
         try:
             files.check(folder, hashes=True)
-            record = run_directory.read_json(folder / "task.json")
+            record = files.read_json(folder / "task.json")
         except RunDirectoryError as error:
             self.say(f"{folder} is damaged and passed over: {error}")
             return False

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,18 +9,9 @@ from transformers import GenerationConfig
 
 from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
+from aimmerging.store.records import Prediction
 from aimmerging.training import stopping
 from aimmerging.training.encoding import Codec
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What the model answered to one row, and the row's score in 0..1."""
-
-    id: str
-    prediction: str
-    reference: str
-    score: float
 
 
 @torch.no_grad()
@@ -127,7 +117,8 @@ def evaluate(
     references = [row.output for row in rows]
     scores = metrics.score(metric, answers, references)
     return [
-        Prediction(row.id, answer, row.output, score) for row, answer, score in zip(rows, answers, scores, strict=True)
+        Prediction(id=row.id, prediction=answer, reference=row.output, score=score)
+        for row, answer, score in zip(rows, answers, scores, strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -17,14 +17,16 @@ from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
 from aimmerging.run import schedule
 from aimmerging.run.checkpoints import LEARNED, Checkpointing, Working
-from aimmerging.store import run_directory
+from aimmerging.store import files, records
+from aimmerging.store.records import Memory, MemoryCount
+from aimmerging.store.run_directory import Stage
 from aimmerging.store.tensor_tree import to_device
 from aimmerging.training import resume
 from aimmerging.training.answer_logits import narrowed
-from aimmerging.training.costs import Costs
+from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.training.encoding import Collator, Feature, Truncation
-from aimmerging.training.models import LoadedModel, adapter_state, carry, set_adapter_state
+from aimmerging.training.models import LoadedModel, adapter_state, set_adapter_state, set_past_adapter
 from aimmerging.training.session import RehearsalSettings, Session
 from aimmerging.training.trainer import ContinualTrainer
 
@@ -50,7 +52,7 @@ class Trained(NamedTuple):
         evaluated: the adapter to score and keep, by PEFT's names, where it is not the one that was trained.
     """
 
-    costs: Costs
+    costs: RunningCosts
     events: list[dict[str, Any]]
     truncation: Truncation
     evaluated: "dict[str, torch.Tensor] | None"
@@ -61,15 +63,15 @@ def updates(config: RunConfig, rows: int) -> int:
     return math.ceil(math.ceil(rows / config.training.batch_size) * config.training.epochs)
 
 
-def recall(stages: Sequence[run_directory.Stage], loaded: LoadedModel) -> PastMemory:
+def recall(stages: Sequence[Stage], loaded: LoadedModel) -> PastMemory:
     """Read the memory of committed stages; a dropped one is empty."""
     features: dict[str, Sequence[Feature]] = {}
     answers: dict[str, Sequence[AnswerLogits]] = {}
     for stage in stages:
         folder, name = stage.path / "memory", stage.tasks[0]
-        if not run_directory.has_memory(stage):
+        if not stage.has_memory:
             continue
-        features[name] = loaded.codec.examples(run_directory.read_rows(folder / "rows.jsonl"))
+        features[name] = loaded.codec.examples(records.read_rows(folder / "rows.jsonl"))
         if (folder / "logits.safetensors").exists():
             answers[name] = load_logits(folder / "logits.safetensors")
     return PastMemory(features, answers)
@@ -106,7 +108,7 @@ def train(
     """
     kept = working.read(LEARNED)
     if kept is not None:
-        return _taken_back(loaded, method, kept)
+        return _restore_end(loaded, method, kept)
     count = Truncation()
     features = loaded.codec.examples(rows, count)
     set_seed(config.seed + index)
@@ -141,24 +143,24 @@ def _keep(working: Working, loaded: LoadedModel, method: Method, trained: Traine
     """Commit the end of the training, so that a kill while it is scored does not repeat it."""
     tree = {
         "trained": adapter_state(loaded.model),
-        "carried": resume.carried(loaded.model),
+        "carried": resume.past_adapter(loaded.model),
         "evaluated": trained.evaluated,
         "method": method.state(),
         "costs": trained.costs.to_json(),
         "events": trained.events,
-        "truncation": asdict(trained.truncation),
+        "truncation": trained.truncation.to_json(),
     }
     working.write(LEARNED, tree)
 
 
-def _taken_back(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> Trained:
-    """The end of a training as :func:`_keep` left it."""
+def _restore_end(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> Trained:
+    """Restore the end of a training as :func:`_keep` wrote it."""
     tree = to_device(tree, loaded.model.device)
     set_adapter_state(loaded.model, tree["trained"])
     if tree["carried"] is not None:
-        carry(loaded.model, tree["carried"])
+        set_past_adapter(loaded.model, tree["carried"])
     method.restore(tree["method"])
-    return Trained(Costs(**tree["costs"]), tree["events"], Truncation(**tree["truncation"]), tree["evaluated"])
+    return Trained(RunningCosts(**tree["costs"]), tree["events"], Truncation(**tree["truncation"]), tree["evaluated"])
 
 
 def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int) -> TrainingArguments:
@@ -226,7 +228,7 @@ def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
     )
 
 
-def remember(config: RunConfig, loaded: LoadedModel, task: Task, folder: Path) -> dict[str, int]:
+def remember(config: RunConfig, loaded: LoadedModel, task: Task, folder: Path) -> MemoryCount:
     """Choose what is kept of a task and write it to `folder`, with the current model's answer logits if asked for.
 
     Returns:
@@ -235,18 +237,18 @@ def remember(config: RunConfig, loaded: LoadedModel, task: Task, folder: Path) -
     rows, ratio, policy = task.train, config.memory.ratio, config.memory.policy
     examples = [memory.Example(row.input, row.output) for row in rows]
     kept = [rows[place] for place in memory.select(examples, policy, ratio, config.seed)]
-    with run_directory.writing(folder):
+    with files.writing(folder):
         folder.mkdir()
-    run_directory.write_rows(folder / "rows.jsonl", kept)
+    records.write_rows(folder / "rows.jsonl", kept)
     if config.memory.stored_logits and kept:
         logits = _stored_logits(config, loaded, kept)
-        with run_directory.writing(folder):
+        with files.writing(folder):
             save_logits(folder / "logits.safetensors", logits)
-    record = {"task": task.name, "policy": policy, "ratio": ratio, "train_rows": len(rows), "rows": len(kept)}
-    run_directory.write_json(
-        folder / "memory.json", {"schema_version": run_directory.SCHEMA_VERSION, **record, "sha256": hash_rows(kept)}
+    record = Memory(
+        task=task.name, policy=policy, ratio=ratio, train_rows=len(rows), rows=len(kept), sha256=hash_rows(kept)
     )
-    return {"rows": len(kept), "limit": memory.limit(ratio, len(rows))}
+    records.write(folder / "memory.json", record)
+    return MemoryCount(rows=len(kept), limit=memory.limit(ratio, len(rows)))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,45 +18,18 @@ from aimmerging.data.wording import shown
 from aimmerging.errors import DataError, ModelError
 from aimmerging.run import stream_checks
 from aimmerging.run.row_checks import Measured, left_out, measure
-from aimmerging.store import run_directory
+from aimmerging.store import records
+from aimmerging.store.records import Finding, Findings
+from aimmerging.store.run_directory import FINDINGS, RunDirectory, Stage
 from aimmerging.training.encoding import TEMPLATE_DATE, Codec
 from aimmerging.training.fingerprint import fingerprint
 from aimmerging.training.limits import embedding_rows, ids_outside, positions_of
 
-FILE = "findings.json"
 SPLITS = ("train", "validation", "test")
 _CACHED_FROM = 1000
 """Rows of a split from which its measurement is kept."""
 _VERSION = 2
 """Of what is measured; another one makes the cache void."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was found.
-
-    Attributes:
-        kind: of :data:`_WORDS`, or what else was looked at.
-        task: name.
-        split: train, validation, test, or "" where it is the task's or the model's.
-        rows: how many rows it is about.
-        text: what is said to the user, with file and row.
-        refuses: nothing is trained.
-        reachable: highest points that the split's own answers can reach, where this is about them.
-    """
-
-    kind: str
-    task: str
-    split: str
-    rows: int
-    text: str
-    refuses: bool = False
-    reachable: float | None = None
-
-    def __str__(self) -> str:
-        """The whole sentence."""
-        where = ", ".join(part for part in (self.task and f"task {self.task!r}", self.split) if part)
-        return f"{where}: {self.text}" if where else self.text
 
 
 def examine(tasks: Sequence[Task], codec: Codec, settings: Any, *, past: Sequence[Task] = ()) -> list[Finding]:
@@ -76,10 +49,11 @@ def examine(tasks: Sequence[Task], codec: Codec, settings: Any, *, past: Sequenc
                 measured = _measured(rows, task.metric, codec, settings)
                 found += _in_words(measured, task, split, rows, codec, settings)
     for task in tasks:
-        found += [Finding("reading", task.name, "", 0, note) for note in task.notes]
+        found += [Finding(kind="reading", task=task.name, text=note) for note in task.notes]
         if groups := stream_checks.spellings(task.train):
             text = stream_checks.spelling_text(groups)
-            found.append(Finding("spelling", task.name, "train", sum(g.total() for g in groups), text))
+            count = sum(group.total() for group in groups)
+            found.append(Finding(kind="spelling", task=task.name, split="train", rows=count, text=text))
     return found + _seen_again(tasks, past)
 
 
@@ -94,42 +68,32 @@ def refuse(findings: Sequence[Finding]) -> None:
         raise DataError(problems)
 
 
-def past_tasks(stages: Sequence[run_directory.Stage]) -> list[Task]:
+def past_tasks(stages: Sequence[Stage]) -> list[Task]:
     """What a run goes on encoding of the tasks that it has learned: memory and test rows."""
     tasks: list[Task] = []
     for stage in stages:
-        memory = (
-            run_directory.read_rows(stage.path / "memory" / "rows.jsonl") if run_directory.has_memory(stage) else []
-        )
-        for number, (name, metric) in enumerate(zip(stage.tasks, stage.record["metrics"], strict=True), start=1):
-            file = f"test/{number:02d}.jsonl"
-            gone = file in run_directory.dropped_files(stage.path)
-            tests = [] if gone else run_directory.read_rows(stage.path / file)
-            tasks.append(Task(name, tuple(memory if number == 1 else ()), (), tuple(tests), metric, str(stage.path)))
+        memory = records.read_rows(stage.path / "memory" / "rows.jsonl") if stage.has_memory else []
+        for number, (name, metric) in enumerate(zip(stage.tasks, stage.record.metrics, strict=True), start=1):
+            kept = tuple(memory if number == 1 else ())
+            tasks.append(Task(name, kept, (), tuple(stage.test_rows(number)), metric, str(stage.path)))
     return tasks
 
 
-def write(run: Path, findings: Sequence[Finding]) -> None:
+def write(run: RunDirectory, findings: Sequence[Finding]) -> None:
     """Keep what was found in the run directory, beside what was found of earlier tasks."""
-    new = [asdict(finding) for finding in findings]
-    names = {finding["task"] for finding in new}
-    old = [finding for finding in read(run) if finding["task"] not in names]
-    run_directory.write_json(run / FILE, {"schema_version": run_directory.SCHEMA_VERSION, "findings": [*old, *new]})
+    names = {finding.task for finding in findings}
+    old = [finding for finding in run.findings() if finding.task not in names]
+    records.write(run.path / FINDINGS, Findings(findings=(*old, *findings)))
 
 
-def forget(run: Path, task: str) -> bool:
+def forget(run: RunDirectory, task: str) -> bool:
     """Take a task's findings, which show rows, out of the run directory; whether there were any."""
-    old = read(run)
-    left = [finding for finding in old if finding["task"] != task]
+    old = run.findings()
+    left = tuple(finding for finding in old if finding.task != task)
     if len(left) == len(old):
         return False
-    run_directory.write_json(run / FILE, {"schema_version": run_directory.SCHEMA_VERSION, "findings": left})
+    records.write(run.path / FINDINGS, Findings(findings=left))
     return True
-
-
-def read(run: Path) -> list[dict[str, Any]]:
-    """What :func:`write` kept; nothing in a run from before it."""
-    return run_directory.read_json(run / FILE)["findings"] if (run / FILE).exists() else []
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -144,13 +108,13 @@ def _of_model(codec: Codec, settings: Any) -> list[Finding]:
             "the token was added to the tokenizer alone. Take the tokenizer as it was published with the model "
             "(without a pad token the end-of-sequence token pads), or save the model after resize_token_embeddings"
         )
-        found.append(Finding("ids", "", "", 0, text, refuses=True))
+        found.append(Finding(kind="ids", text=text, refuses=True))
     if codec.templated and "strftime_now" in str(codec.tokenizer.chat_template):
         text = (
             f"the chat template writes the date of the day; every prompt gets {TEMPLATE_DATE:%d %B %Y} instead, "
             "so that the same row gives the same prompt on every day"
         )
-        found.append(Finding("date", "", "", 0, text))
+        found.append(Finding(kind="date", text=text))
     return found
 
 
@@ -194,7 +158,9 @@ def _in_words(
         more = f"; and {count - len(cases)} more" if count > len(cases) else ""
         text = f"{count} of {measured.rows} rows {sentence}: {'; '.join(cases)}{more}"
         best = 100 * measured.reachable / measured.rows if kind in ("unwritable", "cut_output") else None
-        found.append(Finding(kind, task.name, split, count, text, refuses, best))
+        found.append(
+            Finding(kind=kind, task=task.name, split=split, rows=count, text=text, refuses=refuses, reachable=best)
+        )
     return found
 
 
@@ -317,5 +283,5 @@ def _seen_again(tasks: Sequence[Task], past: Sequence[Task]) -> list[Finding]:
                 f"{len(pairs)} of {len(tested.test)} rows stand again in the training rows of task {trained.name!r}, "
                 f"so their score says little: {cases}{more}"
             )
-            found.append(Finding("seen_again", tested.name, "test", len(pairs), text))
+            found.append(Finding(kind="seen_again", task=tested.name, split="test", rows=len(pairs), text=text))
     return found

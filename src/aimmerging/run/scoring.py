@@ -1,20 +1,23 @@
 """What a stage is scored on: the test rows of a task, taken from the task or, later, from the run directory."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from aimmerging.config import EvaluationConfig
 from aimmerging.data.tasks import Row, Task
+from aimmerging.methods import Method
+from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.generation import evaluate, points
-from aimmerging.store import run_directory
-from aimmerging.training.models import LoadedModel
+from aimmerging.store import files, records
+from aimmerging.store.run_directory import Stage, stage_slug
+from aimmerging.training.models import LoadedModel, adapter_active, set_adapter_state, set_past_adapter
 from aimmerging.training.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
-class Quiz:
+class EvaluationSet:
     """The rows that a task is scored on, and how.
 
     Attributes:
@@ -30,34 +33,32 @@ class Quiz:
     place: int = 1
 
     @classmethod
-    def of(cls, task: Task, split: Literal["test", "validation"], place: int = 1) -> "Quiz":
-        """The quiz of a loaded task."""
+    def of(cls, task: Task, split: Literal["test", "validation"], place: int = 1) -> "EvaluationSet":
+        """The evaluation set of a loaded task."""
         return cls(task.name, task.metric, task.test if split == "test" else task.validation, place)
 
     @classmethod
-    def saved(cls, stages: Sequence[run_directory.Stage]) -> "list[Quiz]":
-        """The quizzes that committed stages keep, so that later scoring needs no other file.
+    def saved(cls, stages: Sequence[Stage]) -> "list[EvaluationSet]":
+        """The evaluation sets that committed stages keep; they need no file outside the run directory.
 
         A task whose rows were dropped on request has none.
         """
-        quizzes: list[Quiz] = []
+        sets: list[EvaluationSet] = []
         place = 0
         for stage in stages:
-            for number, (name, metric) in enumerate(zip(stage.tasks, stage.record["metrics"], strict=True), start=1):
+            for number, (name, metric) in enumerate(zip(stage.tasks, stage.record.metrics, strict=True), start=1):
                 place += 1
-                if f"test/{number:02d}.jsonl" in run_directory.dropped_files(stage.path):
-                    continue
-                rows = run_directory.read_rows(stage.path / "test" / f"{number:02d}.jsonl")
-                quizzes.append(cls(name, metric, tuple(rows), place))
-        return quizzes
+                if rows := stage.test_rows(number):
+                    sets.append(cls(name, metric, tuple(rows), place))
+        return sets
 
 
-def save_quizzes(folder: Path, quizzes: Sequence[Quiz]) -> None:
+def save_evaluation_sets(folder: Path, sets: Sequence[EvaluationSet]) -> None:
     """Write the rows into a stage, one file a task in the order of its stage.json."""
-    with run_directory.writing(folder):
+    with files.writing(folder):
         (folder / "test").mkdir()
-    for place, quiz in enumerate(quizzes, start=1):
-        run_directory.write_rows(folder / "test" / f"{place:02d}.jsonl", quiz.rows)
+    for place, one in enumerate(sets, start=1):
+        records.write_rows(folder / "test" / f"{place:02d}.jsonl", one.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +77,56 @@ class Scorer:
     progress: Progress
     active: bool = True
 
-    def scores(self, quizzes: Sequence[Quiz], folder: Path | None = None) -> dict[str, float]:
+    def scores(self, sets: Sequence[EvaluationSet], folder: Path | None = None) -> dict[str, float]:
         """Points by task; with `folder`, the prediction of every row goes there, one file a task."""
         if not self.active:
             return {}
         result: dict[str, float] = {}
         if folder is not None:
-            with run_directory.writing(folder):
+            with files.writing(folder):
                 folder.mkdir(parents=True)
-        with self.progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
-            for quiz in quizzes:
+        with self.progress.bar("scoring", sum(len(one.rows) for one in sets)) as advance:
+            for one in sets:
                 predictions = evaluate(
                     self.loaded.model,
                     self.loaded.codec,
-                    quiz.rows,
-                    quiz.metric,
+                    one.rows,
+                    one.metric,
                     batch_size=self.settings.batch_size,
                     advance=advance,
                 )
-                result[quiz.name] = points(predictions)
+                result[one.name] = points(predictions)
                 if folder is not None:
-                    records: list[dict[str, Any]] = [asdict(prediction) for prediction in predictions]
-                    run_directory.write_jsonl(
-                        folder / f"{run_directory.stage_slug(quiz.place, quiz.name)}.jsonl", records
-                    )
+                    records.write_lines(folder / f"{stage_slug(one.place, one.name)}.jsonl", predictions)
         return result
+
+
+def score_before(
+    scorer: Scorer, method: Method, last: dict[str, Any] | None, sets: Sequence[EvaluationSet], working: Working
+) -> dict[str, dict[str, float]]:
+    """Score the new tasks before the training, and leave the adapter that the stage starts from in the model.
+
+    Args:
+        scorer: of the run.
+        method: that learns the stage.
+        last: the last stage's adapter, by PEFT's names.
+        sets: of the new tasks.
+        working: keeps the scores, so that a stage that goes on does not score again.
+
+    Returns:
+        `zero_shot`, points by task with the adapter as it was attached, and `scores`, the same with the last stage's.
+    """
+    model = scorer.loaded.model
+    set_past_adapter(model, None)
+    set_adapter_state(model, scorer.loaded.fresh)
+    found = working.read(BEFORE)
+    if found is None:
+        baseline = scorer.settings.zero_shot and not method.alone
+        found = {"zero_shot": scorer.scores(sets) if baseline else {}, "scores": {}}
+        with adapter_active(model, last):
+            found["scores"] = scorer.scores(sets) if baseline and last else {}
+        if scorer.active:
+            working.write(BEFORE, found)
+    if last and not method.fresh_adapter:
+        set_adapter_state(model, last)
+    return found

@@ -23,7 +23,7 @@ def task_stream(config: RunConfig, base: Path) -> TaskStream:
 
     Raises:
         DataError: listing every problem of every task.
-        ConfigError: the order names a task that there is not.
+        ConfigError: the order names an unknown task.
     """
     built_in = BENCHMARKS[config.benchmark](config.seed).tasks if config.benchmark else ()
     own = load_stream(config.tasks, config.seed, base).tasks if config.tasks else ()

@@ -3,15 +3,20 @@
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aimmerging.config import RunConfig
 from aimmerging.data.tasks import Task
+from aimmerging.methods import Method
+from aimmerging.run import kept_logits
 from aimmerging.run.learning import Trained
-from aimmerging.store import run_directory
+from aimmerging.run.scoring import EvaluationSet, save_evaluation_sets
+from aimmerging.store import files, records
+from aimmerging.store.records import BaseModelRecord, Manifest, MemoryCount, Source, StageRecord
+from aimmerging.store.run_directory import RunDirectory
+from aimmerging.store.tensor_tree import save_state
 from aimmerging.training.models import TRAINED, LoadedModel, save_adapter
 
 LIBRARIES = ("aimmerging", "torch", "transformers", "peft", "accelerate", "datasets", "trl")
@@ -36,102 +41,54 @@ def hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "system": platform.system(), "devices": devices or ["cpu"]}
 
 
-DECIDING = ("python", "aimmerging", "torch", "transformers", "peft", "accelerate")
-"""Libraries whose release may change a result; a run does not go on with another one unless told to."""
-
-
-def write_manifest(run: Path, config: RunConfig, loaded: LoadedModel) -> None:
-    """Write manifest.json from the committed stages, keeping the time of its first writing and what was accepted."""
-    path = run / "manifest.json"
-    now = _now()
-    before = run_directory.read_json(path) if path.exists() else {"created": now}
-    base = {
-        "name": config.model.name,
-        "revision": loaded.revision,
-        "sha256": loaded.sha256,
-        "fingerprint": loaded.fingerprint,
-    }
-    run_directory.write_json(
-        path,
-        {
-            "schema_version": run_directory.SCHEMA_VERSION,
-            "created": before["created"],
-            "updated": now,
-            "versions": installed_versions(),
-            "hardware": hardware(),
-            "base_model": base,
-            "accepted_changes": before.get("accepted_changes", []),
-            "tasks": _sources(run),
-        },
-    )
-
-
-def refresh(run: Path) -> None:
-    """List the committed tasks in manifest.json, which a run that was killed right after a commit did not do."""
-    path = run / "manifest.json"
-    record = run_directory.read_json(path)
-    if record["tasks"] != _sources(run):
-        run_directory.write_json(path, record | {"tasks": _sources(run), "updated": _now()})
-
-
-def version_changes(run: Path) -> list[run_directory.Change]:
-    """Libraries that have another release than the run was made with."""
-    if not (run / "manifest.json").exists():
-        return []
-    old, new = run_directory.read_json(run / "manifest.json").get("versions", {}), installed_versions()
-    return [
-        run_directory.Change(f"version of {name}", old.get(name), new[name], True)
-        for name in DECIDING
-        if old.get(name) != new[name]
-    ]
-
-
-_SHOWN = 12
-"""Digits of a hash that tell two apart."""
-
-
-def base_changes(run: Path, loaded: LoadedModel) -> list[run_directory.Change]:
-    """What of the base model is not as it was: its files, its commit on the hub, its tokenizer and chat template.
-
-    A run from before fingerprints were kept is compared by its files alone.
-    """
-    if not (run / "manifest.json").exists():
-        return []
-    old = run_directory.read_json(run / "manifest.json").get("base_model", {})
-    prints = old.get("fingerprint") or {}
-    compared = [
-        ("revision of the base model", old.get("revision"), loaded.revision),
-        ("sha256 of the base model", old.get("sha256"), loaded.sha256),
-        *(
-            (f"{part} of the base model", prints[part][:_SHOWN], loaded.fingerprint.get(part, "")[:_SHOWN])
-            for part in prints
-        ),
-    ]
-    return [run_directory.Change(key, was, now, False) for key, was, now in compared if was != now]
-
-
-def accept(run: Path, config: RunConfig, changes: Sequence[run_directory.Change]) -> None:
-    """Write accepted changes into config.yaml and manifest.json, which keeps them all with their dates."""
-    keys = {change.key for change in changes}
-    sections = {part: getattr(config, part) for part in ("checkpoint", "evaluation", "model", "training")}
-    if keys - {f"version of {name}" for name in DECIDING}:
-        run_directory.save_config(run, run_directory.saved_config(run).model_copy(update=sections))
-    path = run / "manifest.json"
-    if path.exists():
-        record = run_directory.read_json(path)
-        news = [{"key": change.key, "was": change.was, "now": change.now, "accepted": _now()} for change in changes]
-        earlier = record.get("accepted_changes", [])
-        run_directory.write_json(
-            path, record | {"versions": installed_versions(), "accepted_changes": [*earlier, *news]}
-        )
-
-
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, as records hold it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _sources(run: Path) -> list[dict[str, Any]]:
-    return [task for stage in run_directory.committed_stages(run) for task in stage.record["sources"]]
+def write_manifest(run: RunDirectory, loaded: LoadedModel) -> None:
+    """Write the manifest of a run that has none yet."""
+    time = now()
+    manifest = Manifest(
+        created=time,
+        updated=time,
+        versions=installed_versions(),
+        hardware=hardware(),
+        base_model=BaseModelRecord(
+            name=run.config.model.name,
+            revision=loaded.revision,
+            sha256=loaded.sha256,
+            fingerprint=loaded.fingerprint,
+        ),
+        tasks=run.sources,
+    )
+    records.write(run.path / "manifest.json", manifest)
+
+
+def update_manifest(run: RunDirectory) -> None:
+    """List the committed tasks in manifest.json, where a commit has made them others."""
+    manifest = run.manifest()
+    if manifest is not None and manifest.tasks != run.sources:
+        changed = manifest.model_copy(update={"tasks": run.sources, "updated": now()})
+        records.write(run.path / "manifest.json", changed)
+
+
+class Results(NamedTuple):
+    """What was found out about a stage, fields of :class:`aimmerging.store.records.StageRecord`.
+
+    Attributes:
+        scores: points by task after the stage.
+        zero_shot: points of the new tasks before any training.
+        before: points of the new task with the last stage's adapter.
+        memory: rows kept of the task.
+        warnings: of a training that may have taught nothing.
+    """
+
+    scores: dict[str, float]
+    zero_shot: dict[str, float]
+    before: float | None
+    memory: MemoryCount | None
+    warnings: tuple[str, ...] = ()
 
 
 def write_stage(
@@ -140,12 +97,14 @@ def write_stage(
     trained: Trained,
     loaded: LoadedModel,
     tasks: Sequence[Task],
+    sets: Sequence[EvaluationSet],
+    method: Method,
     *,
     index: int,
-    results: dict[str, Any],
+    results: Results,
     adapter: str = TRAINED,
 ) -> None:
-    """Write adapter, signals.jsonl and stage.json of a stage.
+    """Write all files of a stage but its memory and predictions: docs/files.md.
 
     Args:
         folder: of the stage that is being committed.
@@ -153,42 +112,50 @@ def write_stage(
         trained: costs, events and truncation counts.
         loaded: the model with the adapter as it is kept.
         tasks: learned in this stage.
+        sets: what its tasks are scored on.
+        method: that learned it, whose state is carried to the next stage.
         index: tasks learned after this stage.
-        results: scores, zero_shot, before, memory and warnings, as docs/files.md has them.
+        results: of the evaluation, what is kept in memory, and warnings.
         adapter: PEFT's name of the adapter that is kept.
     """
-    with run_directory.writing(folder / "adapter"):
+    with files.writing(folder / "adapter"):
         save_adapter(loaded.model, folder / "adapter", config.model.name, adapter)
-    digest = sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
-    run_directory.write_jsonl(folder / "signals.jsonl", trained.events)
-    run_directory.write_json(
-        folder / "stage.json",
-        {
-            "schema_version": run_directory.SCHEMA_VERSION,
-            "index": index,
-            "task": tasks[0].name if len(tasks) == 1 else "all tasks",
-            "metric": tasks[0].metric,
-            "tasks": [task.name for task in tasks],
-            "metrics": [task.metric for task in tasks],
-            "method": config.method,
-            "preset": config.preset,
-            **results,
-            "costs": trained.costs.to_json(),
-            "truncation": trained.truncation.to_json(),
-            "hashes": {"adapter": digest},
-            "data": {task.name: task.sha256 for task in tasks},
-            "sources": [_source(task) for task in tasks],
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+    record = StageRecord(
+        index=index,
+        task=stage_title(tasks),
+        metric=tasks[0].metric,
+        tasks=tuple(task.name for task in tasks),
+        metrics=tuple(task.metric for task in tasks),
+        method=config.method,
+        preset=config.preset,
+        **results._asdict(),
+        costs=trained.costs,
+        truncation=trained.truncation,
+        hashes={"adapter": files.sha256_of(folder / "adapter" / "adapter_model.safetensors")},
+        data={task.name: task.sha256 for task in tasks},
+        sources=tuple(map(_source, tasks)),
+        finished=now(),
     )
+    records.write_signals(folder / "signals.jsonl", trained.events)
+    records.write(folder / "stage.json", record)
+    save_evaluation_sets(folder, sets)
+    kept_logits.save(folder, loaded.model, loaded.codec, sets)
+    save_state(folder / "method", method.state())
 
 
-def _source(task: Task) -> dict[str, Any]:
+def stage_title(tasks: Sequence[Task]) -> str:
+    """Name of the stage that learns these tasks."""
+    return tasks[0].name if len(tasks) == 1 else "all tasks"
+
+
+def _source(task: Task) -> Source:
     """What the manifest says of a task."""
-    return {
-        "name": task.name,
-        "metric": task.metric,
-        "source": task.source,
-        "sha256": task.sha256,
-        **{split: len(getattr(task, split)) for split in ("train", "validation", "test")},
-    }
+    return Source(
+        name=task.name,
+        metric=task.metric,
+        source=task.source,
+        sha256=task.sha256,
+        train=len(task.train),
+        validation=len(task.validation),
+        test=len(task.test),
+    )

@@ -1,56 +1,28 @@
 """The whole story: for each task train → remember → evaluate → commit.
 
-    from aimmerging.config import load_config
-    from aimmerging.run.story import run
-    run(load_config(Path("config.yaml")), Path("runs/mine"))
-
 Running the same configuration again goes on after the last committed task, and within a task after the last
 checkpoint (:mod:`aimmerging.run.checkpoints`).
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-from accelerate import PartialState
-
-from aimmerging import methods
 from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.errors import ConfigError, NumberError, RunDirectoryError, SignalError, TrainingError
-from aimmerging.report import page as report
-from aimmerging.run import kept_logits, learning, preflight, schedule, sources, stage_writer
-from aimmerging.run.checkpoints import BEFORE, Working
-from aimmerging.run.scoring import Quiz, Scorer, save_quizzes
+from aimmerging.run import learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
+from aimmerging.run.preparation import Setting, Todo
+from aimmerging.run.scoring import EvaluationSet, Scorer
 from aimmerging.store import run_directory
-from aimmerging.store.tensor_tree import load_state, save_state
-from aimmerging.training.adapters import check_plain_lora
-from aimmerging.training.models import (
-    LoadedModel,
-    carry,
-    load_model,
-    read_adapter,
-    set_adapter_state,
-    wearing,
-)
+from aimmerging.store.run_directory import RunDirectory
+from aimmerging.store.tensor_tree import load_state
+from aimmerging.training.models import LoadedModel, adapter_active, read_adapter
 from aimmerging.training.progress import Progress
-from aimmerging.training.session import Session
-from aimmerging.training.stopping import Stopped
-
-Todo = Sequence[tuple[int, Sequence[Task]]]
-"""Stages to do: how many tasks are learned after each, and which tasks it learns."""
 
 
 def run(
-    config: RunConfig,
-    out: Path,
-    *,
-    base: Path = Path(),
-    progress: Progress | None = None,
-    accept_changes: bool = False,
+    config: RunConfig, out: Path, *, base: Path = Path(), progress: Progress | None = None, accept_changes: bool = False
 ) -> Path:
     """Learn the configuration's tasks in order; those already committed in `out` are not learned again.
 
@@ -59,38 +31,32 @@ def run(
         out: run directory, made if it is not there.
         base: folder that relative paths of tasks start from.
         progress: told what goes on.
-        accept_changes: go on although library versions, or values of
-            :data:`aimmerging.store.run_directory.ACCEPTABLE`, changed.
+        accept_changes: go on although versions, or values of :data:`aimmerging.run.changes.ACCEPTABLE`, changed.
 
     Returns:
         `out`.
 
     Raises:
-        AimmergingError: the tasks, the model, the configuration or the run directory are not fit; before any training.
+        AimmergingError: the tasks, model, configuration or run directory are not fit; before any training.
         NumberError: the training came to NaN or infinity; what is kept is said.
         Stopped: a signal asked for it, within :func:`aimmerging.training.stopping.gracefully`.
     """
     stream = sources.task_stream(config, base)
     # a run directory from before paths were made absolute goes on with its own
-    saved = run_directory.saved_config(out).model if (out / "config.yaml").exists() else None
+    saved = RunDirectory.open(out).config.model if run_directory.is_run(out) else None
     config = config if config.model == saved else sources.located(config, base)
     return run_stream(config, stream, out, progress=progress, accept_changes=accept_changes)
 
 
 def run_stream(
-    config: RunConfig,
-    stream: TaskStream,
-    out: Path,
-    *,
-    progress: Progress | None = None,
-    accept_changes: bool = False,
+    config: RunConfig, stream: TaskStream, out: Path, *, progress: Progress | None = None, accept_changes: bool = False
 ) -> Path:
     """As :func:`run`, with tasks that are already loaded."""
-    joint = methods.build(config).joint
-    progress = progress or Progress()
+    setting = Setting.of(config, out, progress, accept=accept_changes)
     if config.single_task == "train":
-        run_stream(_alone(config), stream, out / "single_task", progress=progress, accept_changes=accept_changes)
-    return _learn_all(config, out, lambda: _not_yet_learned(out, stream, joint=joint), progress, accept_changes)
+        alone = config.model_copy(update={"method": "single_task", "single_task": "none"})
+        run_stream(alone, stream, out / "single_task", progress=progress, accept_changes=accept_changes)
+    return _learn_all(setting, lambda: preparation.stages_to_do(setting, stream))
 
 
 def learn(
@@ -103,319 +69,81 @@ def learn(
     Raises:
         RunDirectoryError: no run, or it knows a task of this name.
     """
-    config = run_directory.saved_config(out)
-    known = run_directory.learned_tasks(out)
-    cut_short = known.get(task.name) == task.sha256 and bool(_unsettled(out))
-    if task.name in known and not cut_short:
-        raise RunDirectoryError(f"{out} has learned {task.name!r} already; give the new task another --name")
-    if methods.build(config).joint:
-        raise RunDirectoryError(f"{out} learned all its tasks at once ({config.method}); no task can be added to it")
-    progress = progress or Progress()
-    if config.single_task == "train" and task.name not in run_directory.learned_tasks(out / "single_task"):
-        learn(out / "single_task", task, source, progress=progress, accept_changes=accept_changes)
-    todo = [] if cut_short else [(len(known) + 1, [task])]
-    return _learn_all(config, out, lambda: todo, progress, accept_changes, added=source)
+    known = RunDirectory.open(out)
+    setting = Setting.of(known.config, out, progress, accept=accept_changes)
+    todo = preparation.stage_to_add(setting, known, task)
+    reference = out / "single_task"
+    if known.config.single_task == "train" and task.name not in run_directory.learned_tasks(reference):
+        learn(reference, task, source, progress=progress, accept_changes=accept_changes)
+    return _learn_all(setting, lambda: todo, added=source)
 
 
-def _alone(config: RunConfig) -> RunConfig:
-    """The configuration of FWT's reference: the same budget, each task on a fresh adapter."""
-    return config.model_copy(update={"method": "single_task", "single_task": "none"})
-
-
-def _learn_all(
-    config: RunConfig,
-    out: Path,
-    plan: Callable[[], Todo],
-    progress: Progress,
-    accept: bool,
-    *,
-    added: TaskSource | None = None,
-) -> Path:
+def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource | None = None) -> Path:
     """Do the stages that `plan` names, under the run directory's lock; `added` is the task that config.yaml lacks."""
-    ranks = PartialState(cpu=config.training.device == "cpu")
-    with _owned(out, ranks):
-        if (out / "config.yaml").exists():
-            changes = run_directory.config_changes(out, config)
-            run_directory.refuse_changes(out, changes, accept=accept)
-            if changes and ranks.is_main_process:
-                stage_writer.accept(out, config, changes)
+    out, ranks = setting.out, setting.ranks
+    with recovery.owned(out, ranks):
+        preparation.check_config(setting)
         todo = plan()
         if ranks.is_main_process:
-            _tidy(out, progress)
-            if not todo or _unsettled(out):
-                _settle(out, added)  # a run that was killed right after its last commit did not come to it
+            recovery.clear_up(out, added, setting.progress, done=not todo)
         if not todo:
-            progress.say(f"{out}: all tasks are learned already")
+            setting.progress.say(f"{out}: all tasks are learned already")
             return out
-        _check_scorable(config, out, [task for _, tasks in todo for task in tasks])
-        loaded = _ready(config, out, todo, ranks, progress, accept=accept)
+        preparation.check_scorable(setting, todo)
+        loaded = preparation.load(setting, todo)
         ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
+        committed = RunDirectory.open(out)
         for index, tasks in todo:
-            _learn(config, loaded, index, tasks, out=out, ranks=ranks, progress=progress)
+            _learn_stage(setting, loaded, committed, index, tasks)
+            ranks.wait_for_everyone()  # the stage is committed
+            committed = RunDirectory.open(out)
             if ranks.is_main_process:
-                _settle(out, added)
+                recovery.settle(committed, added)
             ranks.wait_for_everyone()
     return out
 
 
-def _ready(
-    config: RunConfig, out: Path, todo: Todo, ranks: PartialState, progress: Progress, *, accept: bool
-) -> LoadedModel:
-    """Load the model and check whatever may be wrong before anything is trained; make the run directory one."""
-    changes = stage_writer.version_changes(out)
-    run_directory.refuse_changes(out, changes, accept=accept)
-    with ranks.main_process_first():
-        folder = sources.base_folder(config.model, progress)
-    loaded = load_model(config, folder)
-    loaded.model.to(ranks.device)
-    run_directory.refuse_changes(out, stage_writer.base_changes(out, loaded), accept=False, of="base model")
-    if methods.build(config).merges:
-        check_plain_lora(loaded.model, config.method)
-    tasks = [task for _, tasks in todo for task in tasks]
-    with ranks.main_process_first():  # the others find the measurements in the cache
-        findings = _checked_rows(out, tasks, loaded, progress)
-    if ranks.is_main_process:
-        if not (out / "config.yaml").exists():
-            run_directory.save_config(out, config)
-        run_directory.check_stages(run_directory.committed_stages(out))
-        if changes:
-            stage_writer.accept(out, config, changes)
-        if not (out / "manifest.json").exists():
-            stage_writer.write_manifest(out, config, loaded)
-        preflight.write(out, findings)
-    return loaded
-
-
-def _checked_rows(out: Path, tasks: Sequence[Task], loaded: LoadedModel, progress: Progress) -> list[preflight.Finding]:
-    """Encode all that will be encoded; say what was found and refuse what would end or spoil the run.
-
-    Raises:
-        DataError: listing every row that cannot be learned from or scored.
-    """
-    past = run_directory.committed_stages(out) if (out / "config.yaml").exists() else []
-    findings = preflight.examine(tasks, loaded.codec, loaded.settings, past=preflight.past_tasks(past))
-    preflight.refuse(findings)
-    for finding in findings:
-        progress.say(f"note: {finding}")
-    return findings
-
-
-def _tidy(out: Path, progress: Progress) -> None:
-    """Say what a killed run left half-written; it counts for nothing and is removed when the next stage is written."""
-    for folder in run_directory.unfinished(out):
-        progress.say(f"{folder} was not finished by the run that was stopped; it is passed over and removed")
-    with run_directory.writing(out):
-        for leftover in (*out.glob(".*.tmp"), *out.glob(".report.html.*")):
-            leftover.unlink(missing_ok=True)
-
-
-def _unsettled(out: Path) -> list[Path]:
-    """Working folders of stages that are committed: the process was killed before all followed from the commit."""
-    if not (out / "config.yaml").exists():
-        return []
-    folders = [out / run_directory.WORKING / stage.path.name for stage in run_directory.committed_stages(out)]
-    return [folder for folder in folders if folder.exists()]
-
-
-def _settle(out: Path, added: TaskSource | None) -> None:
-    """What follows from the committed stages: config.yaml of an added task, manifest.json, scores.json, report.html.
-
-    The working folder goes last: while it is there, a later command knows that not all of this was done.
-    """
-    config = run_directory.saved_config(out)
-    if added is not None and added not in config.tasks:
-        run_directory.save_config(out, config.model_copy(update={"tasks": [*config.tasks, added]}))
-    stage_writer.refresh(out)
-    run_directory.write_json(out / "scores.json", run_directory.collect_scores(out))
-    report.write_report(out)
-    for folder in _unsettled(out):
-        with run_directory.writing(folder):
-            shutil.rmtree(folder)
-    if (out / run_directory.WORKING).exists() and not any((out / run_directory.WORKING).iterdir()):
-        (out / run_directory.WORKING).rmdir()
-
-
-def _check_scorable(config: RunConfig, out: Path, tasks: Sequence[Task]) -> None:
-    """Refuse, before anything is trained, what could not be scored after it.
-
-    Raises:
-        ConfigError: a task has no row in the split that is evaluated on.
-        RunDirectoryError: the single-task reference has not learned these tasks.
-    """
-    split = config.evaluation.split
-    missing = [task.name for task in tasks if not Quiz.of(task, split).rows]
-    if missing:
-        raise ConfigError(
-            f"evaluation.split is {split}, of which there are no rows in {', '.join(missing)}; "
-            f"give `{split}` files, set `carve_{split}`, or evaluate on another split"
-        )
-    run_directory.check_reference(out, config, {task.name: task.sha256 for task in tasks})
-
-
-@contextmanager
-def _owned(out: Path, ranks: PartialState) -> Iterator[None]:
-    """The lock is the main process's; the others follow it."""
-    if not ranks.is_main_process:
-        yield
-        return
-    with run_directory.locked(out):
-        yield
-
-
-def _not_yet_learned(out: Path, stream: TaskStream, *, joint: bool) -> Todo:
-    """The stages that are still to do.
-
-    Raises:
-        RunDirectoryError: the committed tasks are not the stream's first ones, or their data changed.
-    """
-    learned = run_directory.learned_tasks(out) if (out / "config.yaml").exists() else {}
-    wanted = {task.name: task.sha256 for task in stream}
-    for (name, digest), (wish, rows) in zip(learned.items(), wanted.items(), strict=False):
-        if name != wish:
-            raise RunDirectoryError(f"{out} learned {name!r} where the configuration has {wish!r}; give another --out")
-        if digest != rows:
-            raise RunDirectoryError(f"the rows of task {name!r} changed since {out} learned it; give another --out")
-    rest = stream.tasks[len(learned) :]
-    if joint and learned and rest:
-        raise RunDirectoryError(
-            f"{out} learned all its tasks at once; to learn {rest[0].name!r} too, give another --out"
-        )
-    if joint:
-        return [(len(stream), rest)] if rest else []
-    return [(len(learned) + place, [task]) for place, task in enumerate(rest, start=1)]
-
-
-def _learn(
-    config: RunConfig,
-    loaded: LoadedModel,
-    index: int,
-    tasks: Sequence[Task],
-    *,
-    out: Path,
-    ranks: PartialState,
-    progress: Progress,
+def _learn_stage(
+    setting: Setting, loaded: LoadedModel, committed: RunDirectory, index: int, tasks: Sequence[Task]
 ) -> None:
     """One stage: train → remember → evaluate → commit.
 
-    All that it goes on from is read from the last stage and the working folder, so that it does not matter whether
-    the process is a new one.
+    All that it goes on from is read from the last stage and the working folder, so the process may be a new one.
     """
-    past, method = run_directory.committed_stages(out), methods.build(config)
+    config, ranks, progress, past = setting.config, setting.ranks, setting.progress, committed.stages
+    method, title = deepcopy(setting.method), stage_writer.stage_title(tasks)
     carried = load_state(past[-1].path / "method") if past else None
-    title = tasks[0].name if len(tasks) == 1 else "all tasks"
     first = index - len(tasks) + 1
-    quizzes = [Quiz.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, start=first)]
+    sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, first)]
     scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
-    working = Working(
-        out / run_directory.WORKING / run_directory.stage_slug(index, title),
-        {task.name: task.sha256 for task in tasks},
-        config.checkpoint.every_steps,
-        progress.say,
-    )
-    with _saying_what_is_kept(title, working):
+    working = preparation.working_folder(setting, index, tasks)
+    with working.told_at_the_end(title):
         last = read_adapter(past[-1].path / "adapter") if past and not method.alone else None
-        before = _score_before(config, loaded, method, last, scorer, quizzes, working)
+        before = scoring.score_before(scorer, method, last, sets, working)
         ranks.wait_for_everyone()  # what the main process kept is read by all from here on
         rows = [row for task in tasks for row in task.train]
-        warnings = _said(
-            title, schedule.before_training(config.training, learning.updates(config, len(rows))), progress
-        )
+        steps = learning.updates(config, len(rows))
+        warnings = messages.say_warnings(title, schedule.before_training(config.training, steps), progress)
         memory = learning.recall(past, loaded) if method.rehearses else learning.NOTHING
-        with progress.bar(f"{config.method}: {title}", learning.updates(config, len(rows))) as advance:
-            told = _narrator(title, advance, progress)
+        with progress.bar(f"{config.method}: {title}", steps) as advance:
+            tell = messages.step_teller(title, advance, progress)
             trained = learning.train(
-                config, loaded, method, rows, memory, carried, index=index, working=working, step_done=told
+                config, loaded, method, rows, memory, carried, index=index, working=working, step_done=tell
             )
         if not ranks.is_main_process:
             return
-        costs = trained.costs
-        warnings += _said(title, schedule.after_training(trained.events), progress)
+        warnings += messages.say_warnings(title, schedule.after_training(trained.events), progress)
         with (
-            run_directory.commit_stage(out, index, title) as folder,
-            wearing(loaded.model, trained.evaluated) as adapter,
+            run_directory.commit_stage(setting.out, index, title) as folder,
+            adapter_active(loaded.model, trained.evaluated) as adapter,
         ):
-            with costs.measure("memory"):
+            with trained.costs.measure("memory"):
                 kept = learning.remember(config, loaded, tasks[0], folder / "memory") if method.rehearses else None
-            with costs.measure("evaluation"):
-                earlier = [] if method.alone else Quiz.saved(past)
-                scores = scorer.scores([*earlier, *quizzes], folder / "predictions")
-            results = {"scores": scores, "zero_shot": before["zero_shot"], "before": before["scores"].get(title)}
-            results |= {"memory": kept, "warnings": warnings}
+            with trained.costs.measure("evaluation"):
+                earlier = [] if method.alone else EvaluationSet.saved(past)
+                scores = scorer.scores([*earlier, *sets], folder / "predictions")
+            found = stage_writer.Results(scores, before["zero_shot"], before["scores"].get(title), kept, warnings)
             stage_writer.write_stage(
-                folder, config, trained, loaded, tasks, index=index, results=results, adapter=adapter
+                folder, config, trained, loaded, tasks, sets, method, index=index, results=found, adapter=adapter
             )
-            save_quizzes(folder, quizzes)
-            kept_logits.save(folder, loaded.model, loaded.codec, quizzes)
-            save_state(folder / "method", method.state())
-    progress.say(_headline(config.method, title, scores, costs.merges))
-
-
-def _score_before(
-    config: RunConfig,
-    loaded: LoadedModel,
-    method: methods.Method,
-    last: dict[str, Any] | None,
-    scorer: Scorer,
-    quizzes: Sequence[Quiz],
-    working: Working,
-) -> dict[str, Any]:
-    """Leave the adapter that the stage starts from in the model.
-
-    Returns:
-        `zero_shot`, points by task with the adapter as it was attached, and `scores`, the same with the last stage's.
-    """
-    carry(loaded.model, None)
-    set_adapter_state(loaded.model, loaded.fresh)
-    found = working.read(BEFORE)
-    if found is None:
-        baseline = config.evaluation.zero_shot and not method.alone
-        found = {"zero_shot": scorer.scores(quizzes) if baseline else {}, "scores": {}}
-        with wearing(loaded.model, last):
-            found["scores"] = scorer.scores(quizzes) if baseline and last else {}
-        if scorer.active:
-            working.write(BEFORE, found)
-    if last and not method.fresh_adapter:
-        set_adapter_state(loaded.model, last)
-    return found
-
-
-def _said(title: str, warnings: list[str], progress: Progress) -> list[str]:
-    """The warnings themselves, each as one line that stays."""
-    for warning in warnings:
-        progress.say(f"{title}: warning: {warning}")
-    return warnings
-
-
-@contextmanager
-def _saying_what_is_kept(title: str, working: Working) -> Iterator[None]:
-    """Add to whatever ends a stage early where the next run goes on."""
-    try:
-        yield
-    except Stopped as stop:
-        raise Stopped(
-            stop.number, f"stopped at {title}: {working.kept()}; the same command goes on from there"
-        ) from None
-    except (NumberError, SignalError, TrainingError) as error:
-        raise type(error)(f"{title}: {error}. Earlier tasks are untouched; of this one: {working.kept()}") from error
-
-
-def _narrator(title: str, advance: Callable[[int], None], progress: Progress) -> Callable[[Session], None]:
-    """After each step: move the bar, and one line for a merge."""
-
-    def told(session: Session) -> None:
-        advance(1)
-        event = session.events[-1]
-        if event["kind"] == "merge":
-            progress.note(
-                f"  {title}, step {event['step']}: merged after {event['elapsed']} steps and "
-                f"{event['rehearsal_steps']} of rehearsal, next interval {event['interval_after']} ({event['why']})"
-            )
-
-    return told
-
-
-def _headline(method: str, title: str, scores: dict[str, float], merges: int) -> str:
-    """One line a stage."""
-    values = "  ".join(f"{name} {value:.1f}" for name, value in scores.items())
-    merged = f", {merges} merges" if merges else ""
-    return f"{method}: learned {title}{merged} | {values}"
+    progress.say(messages.stage_line(config.method, title, scores, trained.costs.merges))

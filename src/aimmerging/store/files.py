@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,53 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """:func:`write_text` of readable JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """:func:`write_text` of one JSON object a line."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of ours.
+
+    Raises:
+        RunDirectoryError: missing, damaged or of a newer schema.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+        found = value.get("schema_version") if isinstance(value, dict) else type(value).__name__
+        raise RunDirectoryError(
+            f"{path} has schema version {found!r}, this release reads {SCHEMA_VERSION}; use the release that wrote it"
+        )
+    return value
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line.
+
+    Raises:
+        RunDirectoryError: missing or damaged; names the line.
+    """
+    records: list[dict[str, Any]] = []
+    try:
+        text = read_text(path).removesuffix("\n")
+        for number, line in enumerate(text.split("\n") if text else [], start=1):
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number} is not an object")
+            records.append(record)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{path} is damaged after line {len(records)}: {error}") from None
+    return records
 
 
 def sync(path: Path) -> None:

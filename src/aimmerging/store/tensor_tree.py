@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aimmerging.errors import RunDirectoryError
-from aimmerging.store import run_directory
+from aimmerging.store import files
 
 _TENSOR = "$tensor"
 
@@ -25,10 +25,10 @@ def save_state(folder: Path, tree: dict[str, Any]) -> None:
 
     tensors: dict[str, Tensor] = {}
     plain = _plain(tree, "state", tensors)
-    with run_directory.writing(folder):
+    with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / "state.safetensors", metadata={"schema_version": str(run_directory.SCHEMA_VERSION)})
-    run_directory.write_json(folder / "state.json", {"schema_version": run_directory.SCHEMA_VERSION, "state": plain})
+        save_file(tensors, folder / "state.safetensors", metadata={"schema_version": str(files.SCHEMA_VERSION)})
+    files.write_json(folder / "state.json", {"schema_version": files.SCHEMA_VERSION, "state": plain})
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    record = run_directory.read_json(folder / "state.json")
+    record = files.read_json(folder / "state.json")
     try:
         # copies lie where torch puts every tensor; the file's alignment would change the last bits of matrix products
         tensors = {name: tensor.clone() for name, tensor in load_file(folder / "state.safetensors").items()}

@@ -1,13 +1,15 @@
-"""What learning a task took, by kind of work: the account that comparisons at equal compute rest on."""
+"""Counting what learning a task takes, by kind of work: the account that comparisons at equal compute rest on."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
+
+from aimmerging.store import records
 
 
 class Positions(NamedTuple):
@@ -34,40 +36,10 @@ class Positions(NamedTuple):
         return cls(held, total)
 
 
-@dataclass(slots=True)
-class Costs:
-    """What learning a task took: wall seconds by kind, and counts that do not depend on the machine.
+class RunningCosts(records.Costs):
+    """Costs that are still being counted; the fields are those of :class:`aimmerging.store.records.Costs`."""
 
-    `tokens` and `padding` are the positions that went through the model for the task, probes and rehearsal together:
-    those that hold a token of prompt or answer, and those that only fill the batch up.
-    """
-
-    task_seconds: float = 0.0
-    probe_seconds: float = 0.0
-    rehearsal_seconds: float = 0.0
-    fusion_seconds: float = 0.0
-    memory_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    task_updates: int = 0
-    task_rows: int = 0
-    memory_updates: int = 0
-    memory_rows: int = 0
-    probe_forwards: int = 0
-    probe_rows: int = 0
-    search_rows: int = 0
-    merges: int = 0
-    tokens: int = 0
-    padding: int = 0
-    peak_memory_bytes: int = 0
-
-    def to_json(self) -> dict[str, float]:
-        """Return plain data for stage.json."""
-        return asdict(self)
-
-    @property
-    def total_seconds(self) -> float:
-        """Of the training: on the task, probing, rehearsing and fusing."""
-        return self.task_seconds + self.probe_seconds + self.rehearsal_seconds + self.fusion_seconds
+    model_config = ConfigDict(frozen=False)
 
     def count_positions(self, batches: list[Positions], sum_over_ranks: Callable[..., list[float]]) -> None:
         """Add this process's batches and those of all others, and empty the list; every process calls this."""

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import ConfigDict
+
 from aimmerging.data.tasks import Row
 from aimmerging.errors import ModelError
+from aimmerging.store import records
 
 IGNORED = -100
 """Label of tokens that carry no loss, as transformers has it."""
@@ -33,17 +36,10 @@ _FIXED_DATE = (
 """Stands before a template and takes the place of transformers' clock: callables cannot be handed to a template."""
 
 
-@dataclass(slots=True)
-class Truncation:
-    """How many rows had to be cut; reported, because a cut answer teaches the model to stop early."""
+class Truncation(records.Truncation):
+    """Rows that were cut, still being counted; reported, because a cut answer teaches the model to stop early."""
 
-    rows: int = 0
-    inputs: int = 0
-    outputs: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """Return plain data for stage.json."""
-        return {"rows": self.rows, "train_inputs": self.inputs, "train_outputs": self.outputs}
+    model_config = ConfigDict(frozen=False)
 
 
 @dataclass(frozen=True, slots=True)

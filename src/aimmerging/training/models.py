@@ -20,7 +20,7 @@ from aimmerging.training.limits import codec_of
 
 TRAINED = "default"
 """PEFT's name of the adapter that is trained."""
-WORN, PAST = "worn", "past"
+OTHER, PAST = "other", "past"
 BUILT_IN: dict[str, Literal["t5", "llama"]] = {"skills-t5": "t5", "skills-llama": "llama"}
 
 
@@ -277,34 +277,35 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def wearing(model: Any, tensors: dict[str, Any] | None) -> Iterator[str]:
-    """Let the model answer with another adapter for a while, of any rank; the trained one stays as it is.
+def adapter_active(model: Any, tensors: dict[str, Any] | None) -> Iterator[str]:
+    """Make another adapter, of any rank, the active one inside the block; the trained one stays as it is.
 
     Args:
         model: the PEFT model.
-        tensors: by PEFT's names, of one rank in all layers and of the trained adapter's scale; None changes nothing.
+        tensors: by PEFT's names, of one rank in all layers and of the trained adapter's scale; with None the trained
+            adapter stays active.
 
     Yields:
-        the name under which PEFT knows the adapter meanwhile.
+        PEFT's name of the active adapter.
     """
     if tensors is None:
         yield TRAINED
         return
     active = model.active_adapters
-    _add_adapter(model, WORN, tensors, beside=[])
+    _add_adapter(model, OTHER, tensors, beside=[])
     try:
-        yield WORN
+        yield OTHER
     finally:
         _activate(model, active, _trainable(model))
-        model.delete_adapter(WORN)
+        model.delete_adapter(OTHER)
 
 
-def carry(model: Any, tensors: dict[str, Any] | None) -> None:
-    """Put a frozen adapter of any rank beside the trained one, so that the model answers with the sum of both.
+def set_past_adapter(model: Any, tensors: dict[str, Any] | None) -> None:
+    """Set or remove the frozen adapter of past tasks, of any rank; the model answers with its sum with the trained one.
 
     Args:
         model: the PEFT model.
-        tensors: as :func:`wearing` takes them; None puts down what is carried.
+        tensors: as :func:`adapter_active` takes them; None removes the past adapter.
     """
     if PAST in model.peft_config:
         _activate(model, [TRAINED], _trainable(model))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from aimmerging.errors import RunDirectoryError
 from aimmerging.store.tensor_tree import to_device
-from aimmerging.training.costs import Costs
-from aimmerging.training.models import PAST, carry
+from aimmerging.training.costs import RunningCosts
+from aimmerging.training.models import PAST, set_past_adapter
 from aimmerging.training.session import Session
 
 FOLDER = "continual"
@@ -29,7 +29,7 @@ def capture(trainer: Any) -> dict[str, Any]:
     model = trainer.session.model
     return {
         "trained": {name: value for name, value in model.named_parameters() if value.requires_grad},
-        "carried": carried(model),
+        "carried": past_adapter(model),
         "optimizer": {
             "state": {str(place): moments for place, moments in optimizer["state"].items()},
             "param_groups": optimizer["param_groups"],
@@ -63,7 +63,7 @@ def restore(trainer: Any, tree: dict[str, Any]) -> None:
             value.copy_(tree["trained"][name])
     device = trainer.accelerator.device
     if tree["carried"] is not None:
-        carry(model, to_device(tree["carried"], device))
+        set_past_adapter(model, to_device(tree["carried"], device))
     optimizer = tree["optimizer"]
     trainer.optimizer.load_state_dict(
         {**optimizer, "state": {int(place): moments for place, moments in optimizer["state"].items()}}
@@ -87,7 +87,7 @@ def _restore_session(session: Session, state: dict[str, Any]) -> None:
     session.learning_rate, session.drawn, session.probed = state["learning_rate"], state["drawn"], state["probed"]
     if "rehearsal_weight" in state:  # not in checkpoints from before
         session.in_step.weight, session.in_step.measured = state["rehearsal_weight"], state["rehearsal_measured"]
-    session.costs, session.events = Costs(**state["costs"]), state["events"]
+    session.costs, session.events = RunningCosts(**state["costs"]), state["events"]
     parameters = [value for value in session.model.parameters() if value.requires_grad]
     for place, moments in state["own_moments"].items():
         parameter = parameters[int(place)]
@@ -104,8 +104,8 @@ def _moments(session: Session) -> list[tuple[int, Tensor]]:
     return [(place, value) for place, value in enumerate(parameters) if value in session.own_moments]
 
 
-def carried(model: Any) -> dict[str, Tensor] | None:
-    """The frozen adapter beside the trained one, see :func:`aimmerging.training.models.carry`."""
+def past_adapter(model: Any) -> dict[str, Tensor] | None:
+    """The frozen adapter beside the trained one, see :func:`aimmerging.training.models.set_past_adapter`."""
     if not isinstance(model, PeftModel) or PAST not in model.peft_config:
         return None
     return get_peft_model_state_dict(model, adapter_name=PAST)

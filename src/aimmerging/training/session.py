@@ -23,7 +23,7 @@ from aimmerging.core.signals import TokenLoss, token_losses, total_change
 from aimmerging.errors import ConfigError
 from aimmerging.training import guard, stopping
 from aimmerging.training.answer_logits import narrowed
-from aimmerging.training.costs import Costs, Positions
+from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.length_batches import length
 from aimmerging.training.models import adapter_state, set_adapter_state
@@ -62,7 +62,7 @@ class Session:
     features: Mapping[str, Sequence[Mapping[str, Any]]]
     answers: Mapping[str, Sequence[AnswerLogits]]
     settings: RehearsalSettings
-    costs: Costs = field(default_factory=Costs)
+    costs: RunningCosts = field(default_factory=RunningCosts)
     events: list[dict[str, Any]] = field(default_factory=list)
     learning_rate: float = 0.0
     drawn: int = 0

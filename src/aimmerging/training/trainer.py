@@ -19,7 +19,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from aimmerging.errors import ModelError
 from aimmerging.training import guard
 from aimmerging.training.adapters import check_plain_lora
-from aimmerging.training.costs import Costs, Positions
+from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import TrainerHooks
 from aimmerging.training.method import Method
@@ -37,7 +37,7 @@ class _MethodCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the method see the adapter as it comes in; where training goes on, it has seen it before."""
         session = self.trainer.session
-        self.started = time.perf_counter() - session.costs.total_seconds
+        self.started = time.perf_counter() - session.costs.training_seconds
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         if not state.global_step:
@@ -60,14 +60,14 @@ class _MethodCallback(TrainerCallback):
         session.costs.count_positions(session.uncounted, session.sum_over_ranks)
         self.settle(session.costs)
 
-    def settle(self, costs: Costs, rehearsed: float = 0.0) -> None:
+    def settle(self, costs: RunningCosts, rehearsed: float = 0.0) -> None:
         """Bring the time account and the peak memory up to now.
 
         Args:
             costs: of the session.
             rehearsed: share of memory rows in the batches that took the time since the last call.
         """
-        spent = time.perf_counter() - self.started - costs.total_seconds
+        spent = time.perf_counter() - self.started - costs.training_seconds
         costs.task_seconds += spent * (1 - rehearsed)
         costs.rehearsal_seconds += spent * rehearsed
         if torch.cuda.is_available():
@@ -170,6 +170,7 @@ class ContinualMixin(TrainerHooks):
         # a copy, because label smoothing takes the labels out
         given = dict(inputs) if riders is None else _hidden(inputs, rows)
         found = plain(model, given, needed, None if self._weighs_loss else num_items_in_batch)
+        outputs: Any
         loss, outputs = found if needed else (found, None)
         if self._weighs_loss and model.training:
             loss = loss * share if share else self._nothing()

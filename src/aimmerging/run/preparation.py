@@ -1,0 +1,181 @@
+"""Before anything is trained: which stages are still to do, whether they can be done, and the loaded model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from aimmerging import methods
+from aimmerging.config import RunConfig
+from aimmerging.data.tasks import Task, TaskStream
+from aimmerging.errors import ConfigError, RunDirectoryError
+from aimmerging.methods import Method
+from aimmerging.run import changes, preflight, recovery, sources, stage_writer
+from aimmerging.run.checkpoints import Working
+from aimmerging.run.scoring import EvaluationSet
+from aimmerging.store import run_directory
+from aimmerging.store.records import Finding
+from aimmerging.store.run_directory import RunDirectory
+from aimmerging.training.adapters import check_plain_lora
+from aimmerging.training.models import LoadedModel, load_model
+from aimmerging.training.progress import Progress
+
+Todo = Sequence[tuple[int, Sequence[Task]]]
+"""Stages to do: how many tasks are learned after each, and which tasks it learns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all stages of a run have in common.
+
+    Attributes:
+        config: of the run.
+        method: as it was configured; each stage learns with a copy of its own.
+        out: run directory.
+        ranks: the processes that train together.
+        progress: told what goes on.
+        accept: whether acceptable changes are accepted.
+    """
+
+    config: RunConfig
+    method: Method
+    out: Path
+    ranks: PartialState
+    progress: Progress
+    accept: bool
+
+    @classmethod
+    def of(cls, config: RunConfig, out: Path, progress: Progress | None, *, accept: bool) -> "Setting":
+        """Build the method and find the processes.
+
+        Raises:
+            ConfigError: there is no such method, or not with these settings.
+        """
+        ranks = PartialState(cpu=config.training.device == "cpu")
+        return cls(config, methods.build(config), out, ranks, progress or Progress(), accept)
+
+
+def check_config(setting: Setting) -> None:
+    """Refuse to go on with another configuration than the run's; what is accepted is written down.
+
+    Raises:
+        RunDirectoryError: lists each value that differs.
+    """
+    if not run_directory.is_run(setting.out):
+        return
+    run = RunDirectory.open(setting.out)
+    found = changes.config_changes(run, setting.config)
+    changes.refuse_changes(run.path, found, accept=setting.accept)
+    if found and setting.ranks.is_main_process:
+        changes.accept(run, setting.config, found)
+
+
+def stages_to_do(setting: Setting, stream: TaskStream) -> Todo:
+    """The stages of a stream that are not committed yet.
+
+    Raises:
+        RunDirectoryError: the committed tasks are not the stream's first ones, or their data changed.
+    """
+    out, learned = setting.out, run_directory.learned_tasks(setting.out)
+    wanted = {task.name: task.sha256 for task in stream}
+    for (name, digest), (wish, rows) in zip(learned.items(), wanted.items(), strict=False):
+        if name != wish:
+            raise RunDirectoryError(f"{out} learned {name!r} where the configuration has {wish!r}; give another --out")
+        if digest != rows:
+            raise RunDirectoryError(f"the rows of task {name!r} changed since {out} learned it; give another --out")
+    rest = stream.tasks[len(learned) :]
+    if setting.method.joint and learned and rest:
+        raise RunDirectoryError(
+            f"{out} learned all its tasks at once; to learn {rest[0].name!r} too, give another --out"
+        )
+    if setting.method.joint:
+        return [(len(stream), rest)] if rest else []
+    return [(len(learned) + place, [task]) for place, task in enumerate(rest, start=1)]
+
+
+def stage_to_add(setting: Setting, run: RunDirectory, task: Task) -> Todo:
+    """The stage that adds a task; none where it is committed and only the files derived from it are missing.
+
+    Raises:
+        RunDirectoryError: the run knows a task of this name, or takes no more tasks.
+    """
+    cut_short = run.learned.get(task.name) == task.sha256 and bool(recovery.unsettled(run))
+    if task.name in run.learned and not cut_short:
+        raise RunDirectoryError(f"{run.path} has learned {task.name!r} already; give the new task another --name")
+    if setting.method.joint:
+        raise RunDirectoryError(
+            f"{run.path} learned all its tasks at once ({run.config.method}); no task can be added to it"
+        )
+    return [] if cut_short else [(len(run.learned) + 1, [task])]
+
+
+def working_folder(setting: Setting, index: int, tasks: Sequence[Task]) -> Working:
+    """Where the checkpoints of a stage are kept."""
+    return Working(
+        setting.out / run_directory.WORKING / run_directory.stage_slug(index, stage_writer.stage_title(tasks)),
+        {task.name: task.sha256 for task in tasks},
+        setting.config.checkpoint.every_steps,
+        setting.progress.say,
+    )
+
+
+def check_scorable(setting: Setting, todo: Todo) -> None:
+    """Refuse, before anything is trained, what could not be scored after it.
+
+    Raises:
+        ConfigError: a task has no row in the split that is evaluated on.
+        RunDirectoryError: the single-task reference has not learned these tasks.
+    """
+    tasks, split = [task for _, tasks in todo for task in tasks], setting.config.evaluation.split
+    missing = [task.name for task in tasks if not EvaluationSet.of(task, split).rows]
+    if missing:
+        raise ConfigError(
+            f"evaluation.split is {split}, of which there are no rows in {', '.join(missing)}; "
+            f"give `{split}` files, set `carve_{split}`, or evaluate on another split"
+        )
+    run_directory.open_reference(setting.out, setting.config, {task.name: task.sha256 for task in tasks})
+
+
+def load(setting: Setting, todo: Todo) -> LoadedModel:
+    """Load the model and check whatever may be wrong before anything is trained; make the run directory one."""
+    config, out = setting.config, setting.out
+    run = RunDirectory.open(out) if run_directory.is_run(out) else None
+    manifest = run.manifest() if run else None
+    other_versions = changes.version_changes(manifest)
+    changes.refuse_changes(out, other_versions, accept=setting.accept)
+    with setting.ranks.main_process_first():
+        folder = sources.base_folder(config.model, setting.progress)
+    loaded = load_model(config, folder)
+    loaded.model.to(setting.ranks.device)
+    changes.refuse_changes(out, changes.base_changes(manifest, loaded), accept=False, of="base model")
+    if setting.method.merges:
+        check_plain_lora(loaded.model, config.method)
+    with setting.ranks.main_process_first():  # the others find the measurements in the cache
+        findings = _check_rows(setting, todo, run, loaded)
+    if setting.ranks.is_main_process:
+        if run is None:
+            run_directory.save_config(out, config)
+            run = RunDirectory.open(out)
+        run.verify()
+        if other_versions:
+            changes.accept(run, config, other_versions)
+        if manifest is None:
+            stage_writer.write_manifest(run, loaded)
+        preflight.write(run, findings)
+    return loaded
+
+
+def _check_rows(setting: Setting, todo: Todo, run: RunDirectory | None, loaded: LoadedModel) -> list[Finding]:
+    """Encode all that will be encoded; say what was found and refuse what would end or spoil the run.
+
+    Raises:
+        DataError: listing every row that cannot be learned from or scored.
+    """
+    tasks = [task for _, tasks in todo for task in tasks]
+    past = preflight.past_tasks(run.stages if run else ())
+    findings = preflight.examine(tasks, loaded.codec, loaded.settings, past=past)
+    preflight.refuse(findings)
+    for finding in findings:
+        setting.progress.say(f"note: {finding}")
+    return findings

@@ -1,0 +1,74 @@
+"""Owning a run directory, clearing up after a run that was stopped, and deriving what follows from a commit."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+
+from aimmerging.data.loading import TaskSource
+from aimmerging.report import page as report
+from aimmerging.run import stage_writer
+from aimmerging.store import files, records, run_directory
+from aimmerging.store.run_directory import WORKING, RunDirectory
+from aimmerging.training.progress import Progress
+
+
+@contextmanager
+def owned(out: Path, ranks: PartialState) -> Iterator[None]:
+    """Hold the run directory; the lock is the main process's, the others follow it."""
+    if not ranks.is_main_process:
+        yield
+        return
+    with run_directory.locked(out):
+        yield
+
+
+def clear_up(out: Path, added: TaskSource | None, progress: Progress, *, done: bool) -> None:
+    """Say what a killed run left half-written, which is removed when the next stage is written; settle what is left.
+
+    Args:
+        out: run directory.
+        added: the task that config.yaml lacks.
+        progress: told what is found.
+        done: there is no stage to learn, so that nothing else will settle the run.
+    """
+    for folder in run_directory.unfinished(out):
+        progress.say(f"{folder} was not finished by the run that was stopped; it is passed over and removed")
+    with files.writing(out):
+        for leftover in (*out.glob(".*.tmp"), *out.glob(".report.html.*")):
+            leftover.unlink(missing_ok=True)
+    if run_directory.is_run(out):
+        run = RunDirectory.open(out)
+        if done or unsettled(run):
+            settle(run, added)  # a run that was killed right after its last commit did not come to it
+
+
+def unsettled(run: RunDirectory) -> list[Path]:
+    """Working folders of stages that are committed: the process was killed before all followed from the commit."""
+    folders = [run.path / WORKING / stage.path.name for stage in run.stages]
+    return [folder for folder in folders if folder.exists()]
+
+
+def settle(run: RunDirectory, added: TaskSource | None) -> None:
+    """Write what follows from the committed stages: config.yaml, manifest.json, scores.json, report.html.
+
+    The working folder goes last: while it is there, a later command knows that not all of this was done.
+
+    Args:
+        run: as it is after the commit.
+        added: the task that config.yaml lacks.
+    """
+    if added is not None and added not in run.config.tasks:
+        config = run.config.model_copy(update={"tasks": [*run.config.tasks, added]})
+        run_directory.save_config(run.path, config)
+    stage_writer.update_manifest(run)
+    records.write(run.path / "scores.json", run.scores())
+    report.write_report(run)
+    for folder in unsettled(run):
+        with files.writing(folder):
+            shutil.rmtree(folder)
+    working = run.path / WORKING
+    if working.exists() and not any(working.iterdir()):
+        working.rmdir()
