@@ -170,8 +170,8 @@ class ContinualMixin(TrainerHooks):
         # a copy, because label smoothing takes the labels out
         given = dict(inputs) if riders is None else _hidden(inputs, rows)
         found = plain(model, given, needed, None if self._weighs_loss else num_items_in_batch)
-        outputs: Any
-        loss, outputs = found if needed else (found, None)
+        parts: tuple[Any, Any] = found if needed else (found, None)
+        loss, outputs = parts
         if self._weighs_loss and model.training:
             loss = loss * share if share else self._nothing()
         if riders is not None:
