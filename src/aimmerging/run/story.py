@@ -36,7 +36,8 @@ from aimmerging.training.models import (
     set_adapter_state,
     wearing,
 )
-from aimmerging.training.progress import Progress
+from aimmerging.training.progress import LOG, Advance, Progress
+from aimmerging.training.progress_lines import step_detail
 from aimmerging.training.session import Session
 from aimmerging.training.stopping import Stopped
 
@@ -147,11 +148,12 @@ def _learn_all(
         _check_scorable(config, out, [task for _, tasks in todo for task in tasks])
         loaded = _ready(config, out, todo, ranks, progress, accept=accept)
         ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
-        for index, tasks in todo:
-            _learn(config, loaded, index, tasks, out=out, ranks=ranks, progress=progress)
-            if ranks.is_main_process:
-                _settle(out, added)
-            ranks.wait_for_everyone()
+        with progress.kept_in(out / LOG if ranks.is_main_process else None):
+            for index, tasks in todo:
+                _learn(config, loaded, index, tasks, out=out, ranks=ranks, progress=progress)
+                if ranks.is_main_process:
+                    _settle(out, added)
+                ranks.wait_for_everyone()
     return out
 
 
@@ -369,11 +371,14 @@ def _saying_what_is_kept(title: str, working: Working) -> Iterator[None]:
         raise type(error)(f"{title}: {error}. Earlier tasks are untouched; of this one: {working.kept()}") from error
 
 
-def _narrator(title: str, advance: Callable[[int], None], progress: Progress) -> Callable[[Session], None]:
+def _narrator(title: str, advance: Advance, progress: Progress) -> Callable[[Session], None]:
     """After each step: move the bar, and one line for a merge."""
+    shown = 0
 
     def told(session: Session) -> None:
-        advance(1)
+        nonlocal shown
+        advance(session.step - shown, step_detail(session.events))
+        shown = session.step
         event = session.events[-1]
         if event["kind"] == "merge":
             progress.note(
