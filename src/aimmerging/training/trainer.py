@@ -20,6 +20,7 @@ from aimmerging.training import guard
 from aimmerging.training.costs import Costs
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import CheckpointHooks
+from aimmerging.training.memory_folder import Memory, recall, remember
 from aimmerging.training.method import Method
 from aimmerging.training.session import RehearsalSettings, Session
 
@@ -52,6 +53,9 @@ class _MethodCallback(TrainerCallback):
         """Let the method finish and settle the time account: what is not counted elsewhere was the task's."""
         session = self.trainer.session
         self.trainer.method.after_task(session)
+        if self.trainer.memory_folder is not None:
+            with session.costs.measure("memory"):
+                remember(self.trainer.memory_folder, self.trainer)
         self.settle(session.costs)
 
     def settle(self, costs: Costs) -> None:
@@ -68,7 +72,8 @@ class ContinualMixin(CheckpointHooks):
     Args (besides the trainer's own):
         method: a continual-learning method, e.g. :class:`aimmerging.methods.aim.Aim`.
         memory: tokenised rows of past tasks, by task in the order learned, as the data collator takes them; empty for
-            the first task.
+            the first task. Or a :class:`~aimmerging.training.memory_folder.Memory`, which is read now and filled when
+            training ends.
         answers: stored answer logits of the same rows, for distillation.
         rehearsal: how to probe and rehearse.
 
@@ -80,7 +85,7 @@ class ContinualMixin(CheckpointHooks):
         self,
         *args: Any,
         method: Method,
-        memory: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        memory: Mapping[str, Sequence[Mapping[str, Any]]] | Memory | None = None,
         answers: Mapping[str, Sequence[AnswerLogits]] | None = None,
         rehearsal: RehearsalSettings | None = None,
         **kwargs: Any,
@@ -94,6 +99,9 @@ class ContinualMixin(CheckpointHooks):
             # num_items_in_batch; it returns a mean, and loss and gradients would grow with accumulation and processes
             trainer.model_accepts_loss_kwargs = False
         self.method = method
+        self.memory_folder = memory if isinstance(memory, Memory) else None
+        if isinstance(memory, Memory):
+            memory, answers = recall(memory, trainer, method, answers)
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
         self._micro_losses: list[torch.Tensor] = []
         self._resumed: dict[str, Any] = {}
