@@ -8,7 +8,7 @@ puts them together, so the saved config.yaml names every value.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -132,6 +132,21 @@ class EvaluationConfig(Section):
     )
 
 
+class GateConfig(Section):
+    """When a new stage is promoted, by its scores on the kept test rows against the promoted stage's."""
+
+    max_drop: float = Field(default=2.0, ge=0, description="points that a task learned before may fall")
+    floors: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
+        default={}, description="least points of a task, by its name"
+    )
+    test: Literal["paired", "none"] = Field(
+        default="paired",
+        description="paired: a fall counts only if its bootstrap interval over the test rows lies below zero. none: "
+        "it counts as it is",
+    )
+    level: float = Field(default=0.05, gt=0, lt=1, description="of the test, for each task")
+
+
 class CheckpointSection(Section):
     """What is kept while a task is learned; its end is always kept."""
 
@@ -163,6 +178,9 @@ class RunConfig(Section):
     controller: ControllerConfig = DEFAULT
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointSection = CheckpointSection()
+    gate: GateConfig | None = Field(
+        default=None, description="whether a new stage is fit to serve; default: every stage is. docs/monthly_update.md"
+    )
 
 
 _PUBLISHED: dict[str, Any] = {
@@ -205,6 +223,27 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
         raise ConfigError(explain(error, RunConfig)) from None
     _check_together(config)
     return config
+
+
+FOR_ONE_TASK = ("controller", "gate", "memory", "probe", "rehearsal", "settings", "training")
+"""Sections that `learn --set` may change for the task it learns; the others hold for the whole run."""
+
+
+def for_one_task(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a run with other values for one task.
+
+    Raises:
+        ConfigError: a value is wrong, or not of :data:`FOR_ONE_TASK`.
+    """
+    changed = resolve(config.model_dump(mode="json"), overrides)
+    fixed = [name for name in RunConfig.model_fields if getattr(changed, name) != getattr(config, name)]
+    wrong = [name for name in fixed if name not in FOR_ONE_TASK]
+    if wrong:
+        raise ConfigError(
+            f"--set: {', '.join(wrong)} cannot change from task to task; allowed are values of "
+            f"{', '.join(FOR_ONE_TASK)}"
+        )
+    return changed
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,7 +1,7 @@
 """Use a finished run: score its adapter on tasks, answer inputs, export it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.run import sources
 from aimmerging.run.generation import evaluate, generate, points
 from aimmerging.run.scoring import Quiz
-from aimmerging.store import run_directory
+from aimmerging.store import promotion, run_directory
 from aimmerging.training.models import LoadedModel, load_model, read_adapter
 from aimmerging.training.progress import Progress
 
@@ -26,30 +26,39 @@ EXPORT_TOLERANCE = 1e-3
 
 
 class Learned(NamedTuple):
-    """A run's model as its last stage left it."""
+    """A run's model as one of its stages left it, by default the promoted one."""
 
     config: RunConfig
     loaded: LoadedModel
     stage: run_directory.Stage
 
 
-def load_learned(run: Path, progress: Progress) -> Learned:
-    """Load base and last committed adapter of a run, on the device that would be trained on.
+def load_learned(run: Path, progress: Progress, name: str | None = None) -> Learned:
+    """Load base and adapter of a stage, on the device that would be trained on.
+
+    Args:
+        run: run directory.
+        progress: told what goes on.
+        name: of the stage, see :func:`aimmerging.store.promotion.choose`.
 
     Raises:
-        RunDirectoryError: no run, or nothing is learned yet.
+        RunDirectoryError: no run, no such stage, or nothing is learned yet.
         ModelError: the base cannot be loaded or the adapter does not fit.
     """
     config = run_directory.saved_config(run)
-    stages = run_directory.committed_stages(run)
-    if not stages:
-        raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
-    run_directory.check_stages(stages[-1:])
-    loaded = _load_stage(config, stages[-1], progress)
+    stage = promotion.choose(run, name)
+    run_directory.check_stages([stage])
+    loaded = _load_stage(config, stage, progress)
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
     loaded.model.eval()
-    return Learned(config, loaded, stages[-1])
+    return Learned(config, loaded, stage)
+
+
+def _quizzes(run: Path, stage: run_directory.Stage) -> list[Quiz]:
+    """Of the tasks that were learned up to a stage; one that was set aside has its own in its folder."""
+    earlier = [one for one in run_directory.committed_stages(run) if one.record["index"] < stage.record["index"]]
+    return Quiz.saved([*earlier, stage])
 
 
 def _load_stage(config: RunConfig, stage: run_directory.Stage, progress: Progress) -> LoadedModel:
@@ -74,14 +83,14 @@ def quiz_at(path: str, name: str | None, metric: str) -> Quiz:
     return Quiz.of(load_task(TaskSource(name=name, path=path, metric=metric, carve_validation=0), seed=0), "test")
 
 
-def score_run(run: Path, other: Quiz | None, progress: Progress) -> dict[str, Any]:
-    """Score the last adapter on every learned task, or on another one; nothing is written.
+def score_run(run: Path, other: Quiz | None, progress: Progress, name: str | None = None) -> dict[str, Any]:
+    """Score the adapter of a stage on every task it learned, or on another one; nothing is written.
 
     Returns:
         {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
     """
-    quizzes = Quiz.saved(run_directory.committed_stages(run)) if other is None else [other]
-    config, loaded, stage = load_learned(run, progress)
+    config, loaded, stage = load_learned(run, progress, name)
+    quizzes = _quizzes(run, stage) if other is None else [other]
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
         for quiz in quizzes:
@@ -92,12 +101,16 @@ def score_run(run: Path, other: Quiz | None, progress: Progress) -> dict[str, An
     return {"after": stage.record["task"], "scores": scores, "rows": rows}
 
 
-def answer(run: Path, rows: Sequence[Row], progress: Progress) -> list[dict[str, Any]]:
-    """Answer each row with the last adapter: {"id", "input", "prediction"}."""
-    config, loaded, _ = load_learned(run, progress)
+def answer(run: Path, rows: Sequence[Row], progress: Progress, name: str | None = None) -> Iterator[dict[str, Any]]:
+    """Answer each row with the adapter of a stage: {"id", "input", "prediction"}, a batch as soon as it is done."""
+    config, loaded, _ = load_learned(run, progress, name)
+    size = config.evaluation.batch_size
     with progress.bar("answering", len(rows)) as advance:
-        texts = generate(loaded.model, loaded.codec, rows, config.evaluation.batch_size, advance)
-    return [{"id": row.id, "input": row.input, "prediction": text} for row, text in zip(rows, texts, strict=True)]
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            texts = generate(loaded.model, loaded.codec, batch, size, advance)
+            for row, text in zip(batch, texts, strict=True):
+                yield {"id": row.id, "input": row.input, "prediction": text}
 
 
 class Gap(NamedTuple):
@@ -114,8 +127,8 @@ class Gap(NamedTuple):
     rows: int
 
 
-def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str, Any]:
-    """Write the last adapter in PEFT's format, or base and adapter merged into one model that transformers loads.
+def export(run: Path, to: Path, *, merged: bool, progress: Progress, stage: str | None = None) -> dict[str, Any]:
+    """Write the adapter of a stage in PEFT's format, or base and adapter merged into one model that transformers loads.
 
     The result is loaded again from disk and its logits are compared with the run's own on learned rows.
 
@@ -126,8 +139,8 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunDirectoryError(f"{to} exists and is not empty; give a new folder to --to")
-    learned = load_learned(run, progress)
-    rows = [row for quiz in Quiz.saved(run_directory.committed_stages(run)) for row in quiz.rows[:8]]
+    learned = load_learned(run, progress, stage)
+    rows = [row for quiz in _quizzes(run, learned.stage) for row in quiz.rows[:8]]
     wanted = _answer_logits(learned.loaded.model, learned, rows)
     temporary = to.with_name(f".{to.name}.tmp")
     _remove(temporary)

@@ -31,8 +31,8 @@ from aimmerging.training.progress import Progress
 
 REFERENCES = ("single_task", "multi_task")
 FAILED = "failed.json"
-_TOP_LEVEL = ("schema_version", "out", "protocol", "preset", "method", "seed", "order", "single_task")
-"""Values of a run that the specification sets itself."""
+_TOP_LEVEL = ("schema_version", "out", "protocol", "preset", "method", "seed", "order", "single_task", "gate")
+"""Values of a run that the specification sets itself; a gate would end a cell before its last task."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,59}$")]
 """A name that is a folder's name too."""

@@ -17,6 +17,7 @@ from aimmerging.config import load_config
 from aimmerging.core.metrics import Summary
 from aimmerging.data.text_files import read_text
 from aimmerging.errors import ConfigError, RunDirectoryError
+from aimmerging.store import promotion
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 """A whole number that a chart can show; larger ones are no counts."""
@@ -140,6 +141,31 @@ class Truncation:
 
 
 @dataclass(frozen=True)
+class GateTask:
+    """What a gate found on one task, see :class:`aimmerging.core.gate.TaskVerdict`."""
+
+    task: str
+    rows: Count
+    after: float
+    before: float | None = None
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How a stage was judged before it was committed; `against` is the folder of the stage promoted then."""
+
+    promoted: bool
+    tasks: tuple[GateTask, ...]
+    policy: Mapping[str, Any]
+    against: str | None = None
+
+
+@dataclass(frozen=True)
 class StageRecord:
     """stage.json."""
 
@@ -150,6 +176,7 @@ class StageRecord:
     costs: Costs
     truncation: Truncation = Truncation()
     memory: MemoryCount | None = None
+    gate: Gate | None = None
     hashes: Mapping[str, str | None] | None = None
     finished: str | None = None
 
@@ -213,7 +240,10 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run directory, read. `name` is the directory's own name; no path is kept. `departures`: from the protocol."""
+    """A run directory, read. `name` is the directory's own name; no path is kept. `departures`: from the protocol.
+
+    `promoted` is the folder of the stage in use, None where none is; `set_aside` names the folders that are not.
+    """
 
     name: str
     scores: Scores
@@ -224,6 +254,14 @@ class RunView:
     manifest: Mapping[str, Any]
     protocol: str | None = None
     departures: tuple[str, ...] = ()
+    promoted: str | None = None
+    set_aside: tuple[str, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        """Whether it matters which stage is in use: one was judged by a gate, or it is not simply the last one."""
+        last = self.stages[-1].folder if self.stages else None
+        return self.promoted != last or bool(self.set_aside) or any(stage.record.gate for stage in self.stages)
 
     @property
     def costs(self) -> Costs:
@@ -282,7 +320,10 @@ def read_run(run: Path) -> RunView:
     protocol = config.protocol
     if not isinstance(manifest.get("tasks", []), list):
         raise RunDirectoryError(f"{run / 'manifest.json'} is damaged: tasks is not a list")
+    used = promotion.promoted(run)
     return RunView(
+        promoted=None if used is None else used.path.name,
+        set_aside=tuple(stage.path.name for stage in promotion.set_aside_stages(run)),
         name=run.resolve().name,
         scores=scores,
         stages=stages,
