@@ -81,7 +81,9 @@ class ForgettingProbe(TrainerCallback):
         losses = {f"forgetting/{task}": self._loss(rows) for task, rows in self.past.items()}
         losses["forgetting/mean"] = sum(losses.values()) / len(losses)
         # the base class's log: those of other trainers (TRL's) also average and empty what they collected of the task
+        due = self.trainer.control.should_log
         Trainer.log(self.trainer, losses)
+        self.trainer.control.should_log = due  # logging takes the trainer's own entry of this step for written
 
     def _loss(self, rows: Sequence[Mapping[str, Any]]) -> float:
         """Mean token loss of some rows."""
