@@ -6,7 +6,7 @@ from typing import Any
 
 from aimmerging.data.problems import did_you_mean
 from aimmerging.errors import RunDirectoryError
-from aimmerging.store import run_directory
+from aimmerging.store import promotion, run_directory
 
 
 def memory_contents(run: Path) -> list[dict[str, Any]]:
@@ -16,7 +16,7 @@ def memory_contents(run: Path) -> list[dict[str, Any]]:
 
 
 def drop_memory(run: Path, task: str) -> dict[str, Any]:
-    """Delete the memory rows and stored logits of one task; what was learned and scored is kept.
+    """Delete the memory rows and stored logits of one task, in stages that were set aside too; adapter and scores stay.
 
     The record is written first and names the drop: from then on nothing reads the rows, and a drop that was killed in
     between takes away the rest when asked again.
@@ -26,29 +26,41 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
     """
     run_directory.committed_stages(run)
     with run_directory.locked(run):
-        committed = run_directory.committed_stages(run)
-        stages = {stage.tasks[0]: stage for stage in committed if (stage.path / "memory").is_dir()}
-        if task not in stages:
+        stages = _remembering(run)
+        own = [stage.path / "memory" for stage in stages if stage.tasks[0] == task]
+        if not own:
+            names = dict.fromkeys(stage.tasks[0] for stage in stages)
             raise RunDirectoryError(
-                f"{run} has no memory of a task {task!r}{did_you_mean(task, stages)}; it keeps rows of: "
-                f"{', '.join(stages) or 'none'}"
+                f"{run} has no memory of a task {task!r}{did_you_mean(task, names)}; it keeps rows of: "
+                f"{', '.join(names) or 'none'}"
             )
-        folder = stages[task].path / "memory"
-        _check_inside(run, folder)
-        record = run_directory.read_json(folder / "memory.json")
-        if not record.get("dropped"):
-            record = {
-                "schema_version": run_directory.SCHEMA_VERSION,
-                "task": task,
-                "dropped": True,
-                "dropped_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "rows": 0,
-                "rows_before": record["rows"],
-            }
-            run_directory.write_json(folder / "memory.json", record)
-        with run_directory.writing(folder):
-            for name in ("rows.jsonl", "logits.safetensors"):
-                (folder / name).unlink(missing_ok=True)
+        for folder in own:
+            _check_inside(run, folder)
+        records = [_drop(folder, task) for folder in own]
+    return records[0]
+
+
+def _remembering(run: Path) -> list[run_directory.Stage]:
+    """Stages with a memory; a task may be in one in use and in others that were set aside."""
+    stages = [*run_directory.committed_stages(run), *promotion.set_aside_stages(run)]
+    return [stage for stage in stages if (stage.path / "memory").is_dir()]
+
+
+def _drop(folder: Path, task: str) -> dict[str, Any]:
+    record = run_directory.read_json(folder / "memory.json")
+    if not record.get("dropped"):
+        record = {
+            "schema_version": run_directory.SCHEMA_VERSION,
+            "task": task,
+            "dropped": True,
+            "dropped_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "rows": 0,
+            "rows_before": record["rows"],
+        }
+        run_directory.write_json(folder / "memory.json", record)
+    with run_directory.writing(folder):
+        for name in ("rows.jsonl", "logits.safetensors"):
+            (folder / name).unlink(missing_ok=True)
     return record
 
 

@@ -1,7 +1,7 @@
 """Use a finished run: score its adapter on tasks, answer inputs, export it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.run import preflight, sources, stage_writer
 from aimmerging.run.generation import evaluate, generate, points
 from aimmerging.run.scoring import Quiz
-from aimmerging.store import run_directory
+from aimmerging.store import promotion, run_directory
 from aimmerging.training.models import LoadedModel, load_model, read_adapter
 from aimmerging.training.progress import Progress
 
@@ -27,31 +27,41 @@ EXPORT_TOLERANCE = 1e-3
 
 
 class Learned(NamedTuple):
-    """A run's model as its last stage left it."""
+    """A run's model as one of its stages left it, by default the promoted one."""
 
     config: RunConfig
     loaded: LoadedModel
     stage: run_directory.Stage
 
 
-def load_learned(run: Path, progress: Progress) -> Learned:
-    """Load base and last committed adapter of a run, on the device that would be trained on.
+def load_learned(run: Path, progress: Progress, name: str | None = None) -> Learned:
+    """Load base and adapter of a stage, on the device that would be trained on.
+
+    Args:
+        run: run directory.
+        progress: told what goes on.
+        name: of the stage, see :func:`aimmerging.store.promotion.choose`.
 
     Raises:
-        RunDirectoryError: no run, nothing is learned yet, or the base model is not the one that was trained on.
+        RunDirectoryError: no run, no such stage, nothing is learned yet, or the base model is not the one that was
+            trained on.
         ModelError: the base cannot be loaded or the adapter does not fit.
     """
     config = run_directory.saved_config(run)
-    stages = run_directory.committed_stages(run)
-    if not stages:
-        raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
-    run_directory.check_stages(stages[-1:])
-    loaded = _load_stage(config, stages[-1], progress)
+    stage = promotion.choose(run, name)
+    run_directory.check_stages([stage])
+    loaded = _load_stage(config, stage, progress)
     run_directory.refuse_changes(run, stage_writer.base_changes(run, loaded), accept=False, of="base model")
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
     loaded.model.eval()
-    return Learned(config, loaded, stages[-1])
+    return Learned(config, loaded, stage)
+
+
+def _quizzes(run: Path, stage: run_directory.Stage) -> list[Quiz]:
+    """Of the tasks that were learned up to a stage; one that was set aside has its own in its folder."""
+    earlier = [one for one in run_directory.committed_stages(run) if one.record["index"] < stage.record["index"]]
+    return Quiz.saved([*earlier, stage])
 
 
 def _load_stage(config: RunConfig, stage: run_directory.Stage, progress: Progress) -> LoadedModel:
@@ -101,8 +111,8 @@ def rows_at(
     return [Row("text", text, "")], []
 
 
-def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, Any]:
-    """Score the last adapter on every learned task, or on the test rows of another one; nothing is written.
+def score_run(run: Path, other: Task | None, progress: Progress, name: str | None = None) -> dict[str, Any]:
+    """Score the adapter of a stage on every task it learned, or on the test rows of another one; nothing is written.
 
     Returns:
         {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
@@ -110,14 +120,12 @@ def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, An
     Raises:
         DataError: rows of the other task cannot be encoded.
     """
-    quizzes = Quiz.saved(run_directory.committed_stages(run)) if other is None else [Quiz.of(other, "test")]
-    config, loaded, stage = load_learned(run, progress)
-    if other is not None:
-        tested = replace(other, train=(), validation=())
-        findings = preflight.examine([tested], loaded.codec, loaded.settings)
-        preflight.refuse(findings)
-        for finding in findings:
-            progress.say(f"note: {finding}")
+    config, loaded, stage = load_learned(run, progress, name)
+    if other is None:
+        quizzes = _quizzes(run, stage)
+    else:
+        quizzes = [Quiz.of(other, "test")]
+        preflight.check([replace(other, train=(), validation=())], loaded.codec, loaded.settings, progress)
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(quiz.rows) for quiz in quizzes)) as advance:
         for quiz in quizzes:
@@ -128,12 +136,16 @@ def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, An
     return {"after": stage.record["task"], "scores": scores, "rows": rows}
 
 
-def answer(run: Path, rows: Sequence[Row], progress: Progress) -> list[dict[str, Any]]:
-    """Answer each row with the last adapter: {"id", "input", "prediction"}."""
-    config, loaded, _ = load_learned(run, progress)
+def answer(run: Path, rows: Sequence[Row], progress: Progress, name: str | None = None) -> Iterator[dict[str, Any]]:
+    """Answer each row with the adapter of a stage: {"id", "input", "prediction"}, a batch as soon as it is done."""
+    config, loaded, _ = load_learned(run, progress, name)
+    size = config.evaluation.batch_size
     with progress.bar("answering", len(rows)) as advance:
-        texts = generate(loaded.model, loaded.codec, rows, config.evaluation.batch_size, advance)
-    return [{"id": row.id, "input": row.input, "prediction": text} for row, text in zip(rows, texts, strict=True)]
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            texts = generate(loaded.model, loaded.codec, batch, size, advance)
+            for row, text in zip(batch, texts, strict=True):
+                yield {"id": row.id, "input": row.input, "prediction": text}
 
 
 class Gap(NamedTuple):
@@ -150,8 +162,8 @@ class Gap(NamedTuple):
     rows: int
 
 
-def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str, Any]:
-    """Write the last adapter in PEFT's format, or base and adapter merged into one model that transformers loads.
+def export(run: Path, to: Path, *, merged: bool, progress: Progress, stage: str | None = None) -> dict[str, Any]:
+    """Write the adapter of a stage in PEFT's format, or base and adapter merged into one model that transformers loads.
 
     The result is loaded again from disk and its logits are compared with the run's own on learned rows.
 
@@ -162,8 +174,8 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress) -> dict[str
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunDirectoryError(f"{to} exists and is not empty; give a new folder to --to")
-    learned = load_learned(run, progress)
-    rows = [row for quiz in Quiz.saved(run_directory.committed_stages(run)) for row in quiz.rows[:8]]
+    learned = load_learned(run, progress, stage)
+    rows = [row for quiz in _quizzes(run, learned.stage) for row in quiz.rows[:8]]
     wanted = _answer_logits(learned.loaded.model, learned, rows)
     temporary = to.with_name(f".{to.name}.tmp")
     _remove(temporary)

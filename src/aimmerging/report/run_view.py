@@ -17,6 +17,8 @@ from aimmerging.config import load_config
 from aimmerging.core.metrics import Summary
 from aimmerging.data.text_files import read_text
 from aimmerging.errors import ConfigError, RunDirectoryError
+from aimmerging.report.gate_view import Gate
+from aimmerging.store import promotion
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 """A whole number that a chart can show; larger ones are no counts."""
@@ -161,6 +163,7 @@ class StageRecord:
     costs: Costs
     truncation: Truncation = Truncation()
     memory: MemoryCount | None = None
+    gate: Gate | None = None
     hashes: Mapping[str, str | None] | None = None
     finished: str | None = None
 
@@ -236,6 +239,7 @@ class RunView:
     """A run directory, read. `name` is the directory's own name; no path is kept. `departures`: from the protocol.
 
     `findings`: of the rows, before anything was trained.
+    `promoted` is the folder of the stage in use, None where none is; `set_aside` names the folders that are not.
     """
 
     name: str
@@ -250,6 +254,14 @@ class RunView:
     budget: Literal["extra", "within"] | None = None
     """Of rehearsal inside the task's steps; None where it takes steps of its own."""
     findings: tuple[Finding, ...] = ()
+    promoted: str | None = None
+    set_aside: tuple[str, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        """Whether it matters which stage is in use: one was judged by a gate, or it is not simply the last one."""
+        last = self.stages[-1].folder if self.stages else None
+        return self.promoted != last or bool(self.set_aside) or any(stage.record.gate for stage in self.stages)
 
     @property
     def costs(self) -> Costs:
@@ -308,7 +320,10 @@ def read_run(run: Path) -> RunView:
     protocol = config.protocol
     if not isinstance(manifest.get("tasks", []), list):
         raise RunDirectoryError(f"{run / 'manifest.json'} is damaged: tasks is not a list")
+    used = promotion.promoted(run)
     return RunView(
+        promoted=None if used is None else used.path.name,
+        set_aside=tuple(stage.path.name for stage in promotion.set_aside_stages(run)),
         name=run.resolve().name,
         scores=scores,
         stages=stages,

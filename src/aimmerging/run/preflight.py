@@ -22,6 +22,7 @@ from aimmerging.store import run_directory
 from aimmerging.training.encoding import TEMPLATE_DATE, Codec
 from aimmerging.training.fingerprint import fingerprint
 from aimmerging.training.limits import embedding_rows, ids_outside, positions_of
+from aimmerging.training.progress import Progress
 
 FILE = "findings.json"
 SPLITS = ("train", "validation", "test")
@@ -92,6 +93,21 @@ def refuse(findings: Sequence[Finding]) -> None:
     problems = [str(finding) for finding in findings if finding.refuses]
     if problems:
         raise DataError(problems)
+
+
+def check(
+    tasks: Sequence[Task], codec: Codec, settings: Any, progress: Progress, *, past: Sequence[Task] = ()
+) -> list[Finding]:
+    """:func:`examine`, :func:`refuse`, and say the findings that are left; arguments as theirs.
+
+    Raises:
+        DataError: listing every row that cannot be learned from or scored.
+    """
+    findings = examine(tasks, codec, settings, past=past)
+    refuse(findings)
+    for finding in findings:
+        progress.say(f"note: {finding}")
+    return findings
 
 
 def past_tasks(stages: Sequence[run_directory.Stage]) -> list[Task]:

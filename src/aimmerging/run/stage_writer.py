@@ -113,7 +113,7 @@ def base_changes(run: Path, loaded: LoadedModel) -> list[run_directory.Change]:
 def accept(run: Path, config: RunConfig, changes: Sequence[run_directory.Change]) -> None:
     """Write accepted changes into config.yaml and manifest.json, which keeps them all with their dates."""
     keys = {change.key for change in changes}
-    sections = {part: getattr(config, part) for part in ("checkpoint", "evaluation", "model", "training")}
+    sections = {part: getattr(config, part) for part in ("checkpoint", "evaluation", "gate", "model", "training")}
     if keys - {f"version of {name}" for name in DECIDING}:
         run_directory.save_config(run, run_directory.saved_config(run).model_copy(update=sections))
     path = run / "manifest.json"

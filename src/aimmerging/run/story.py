@@ -8,6 +8,7 @@ Running the same configuration again goes on after the last committed task, and 
 checkpoint (:mod:`aimmerging.run.checkpoints`).
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,15 +18,16 @@ from typing import Any
 from accelerate import PartialState
 
 from aimmerging import methods
-from aimmerging.config import RunConfig
+from aimmerging.config import RunConfig, for_one_task
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError, NumberError, RunDirectoryError, SignalError
 from aimmerging.report import page as report
 from aimmerging.run import learning, preflight, sources, stage_writer
 from aimmerging.run.checkpoints import BEFORE, Working
+from aimmerging.run.gating import judge_stage
 from aimmerging.run.scoring import Quiz, Scorer, save_quizzes
-from aimmerging.store import run_directory
+from aimmerging.store import promotion, run_directory
 from aimmerging.store.tensor_tree import load_state, save_state
 from aimmerging.training.models import (
     LoadedModel,
@@ -36,7 +38,8 @@ from aimmerging.training.models import (
     set_adapter_state,
     wearing,
 )
-from aimmerging.training.progress import Progress
+from aimmerging.training.progress import LOG, Advance, Progress
+from aimmerging.training.progress_lines import step_detail
 from aimmerging.training.session import Session
 from aimmerging.training.stopping import Stopped
 
@@ -82,27 +85,50 @@ def run_stream(
     progress: Progress | None = None,
     accept_changes: bool = False,
 ) -> Path:
-    """As :func:`run`, with tasks that are already loaded."""
+    """As :func:`run`, with tasks that are already loaded; ends early at a stage that the gate does not promote."""
     joint = methods.build(config).joint
     progress = progress or Progress()
     if config.single_task == "train":
         run_stream(_alone(config), stream, out / "single_task", progress=progress, accept_changes=accept_changes)
-    return _learn_all(config, out, lambda: _not_yet_learned(out, stream, joint=joint), progress, accept_changes)
+
+    def plan() -> Todo:
+        if (out / "config.yaml").exists() and promotion.candidate(out):
+            return []
+        return _not_yet_learned(out, stream, joint=joint)
+
+    return _learn_all(config, out, plan, progress, accept_changes)
 
 
 def learn(
-    out: Path, task: Task, source: TaskSource, *, progress: Progress | None = None, accept_changes: bool = False
+    out: Path,
+    task: Task,
+    source: TaskSource,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    accept_changes: bool = False,
 ) -> Path:
     """Add one task to an existing run, with the run's own configuration: the production case.
 
-    The data of earlier tasks is not needed: their memory and test rows lie in the run directory.
+    The data of earlier tasks is not needed: their memory and test rows lie in the run directory. Training goes on from
+    the promoted stage; stages after it are set aside.
+
+    Args:
+        out: run directory.
+        task: the new task.
+        source: where it comes from, for config.yaml.
+        overrides: `a.b=c`, values for this task only.
+        progress: told what goes on.
+        accept_changes: see :func:`run`.
 
     Raises:
         RunDirectoryError: no run, or it knows a task of this name.
+        ConfigError: an override is wrong, or of a value that holds for the whole run.
     """
     config = run_directory.saved_config(out)
-    known = run_directory.learned_tasks(out)
-    cut_short = known.get(task.name) == task.sha256 and bool(_unsettled(out))
+    for_task = for_one_task(config, overrides)
+    committed, known = run_directory.learned_tasks(out), promotion.learned_in_use(out)
+    cut_short = committed.get(task.name) == task.sha256 and bool(_unsettled(out))
     if task.name in known and not cut_short:
         raise RunDirectoryError(f"{out} has learned {task.name!r} already; give the new task another --name")
     if methods.build(config).joint:
@@ -111,12 +137,12 @@ def learn(
     if config.single_task == "train" and task.name not in run_directory.learned_tasks(out / "single_task"):
         learn(out / "single_task", task, source, progress=progress, accept_changes=accept_changes)
     todo = [] if cut_short else [(len(known) + 1, [task])]
-    return _learn_all(config, out, lambda: todo, progress, accept_changes, added=source)
+    return _learn_all(config, out, lambda: todo, progress, accept_changes, added=source, for_task=for_task)
 
 
 def _alone(config: RunConfig) -> RunConfig:
     """The configuration of FWT's reference: the same budget, each task on a fresh adapter."""
-    return config.model_copy(update={"method": "single_task", "single_task": "none"})
+    return config.model_copy(update={"method": "single_task", "single_task": "none", "gate": None})
 
 
 def _learn_all(
@@ -127,8 +153,12 @@ def _learn_all(
     accept: bool,
     *,
     added: TaskSource | None = None,
+    for_task: RunConfig | None = None,
 ) -> Path:
-    """Do the stages that `plan` names, under the run directory's lock; `added` is the task that config.yaml lacks."""
+    """Do the stages that `plan` names, under the run directory's lock.
+
+    `added` is the task that config.yaml lacks, `for_task` the configuration it is learned with where that is another.
+    """
     ranks = PartialState(cpu=config.training.device == "cpu")
     with _owned(out, ranks):
         if (out / "config.yaml").exists():
@@ -142,16 +172,23 @@ def _learn_all(
             if not todo or _unsettled(out):
                 _settle(out, added)  # a run that was killed right after its last commit did not come to it
         if not todo:
-            progress.say(f"{out}: all tasks are learned already")
+            if not promotion.candidate(out):
+                progress.say(f"{out}: all tasks are learned already")
             return out
-        _check_scorable(config, out, [task for _, tasks in todo for task in tasks])
+        _check_scorable(for_task or config, out, [task for _, tasks in todo for task in tasks])
         loaded = _ready(config, out, todo, ranks, progress, accept=accept)
+        if ranks.is_main_process:
+            for folder in promotion.set_aside(out):
+                progress.say(f"training goes on from the promoted stage; the candidate lies in {folder}")
         ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
-        for index, tasks in todo:
-            _learn(config, loaded, index, tasks, out=out, ranks=ranks, progress=progress)
-            if ranks.is_main_process:
-                _settle(out, added)
-            ranks.wait_for_everyone()
+        with progress.kept_in(out / LOG if ranks.is_main_process else None):
+            for index, tasks in todo:
+                _learn(for_task or config, loaded, index, tasks, out=out, ranks=ranks, progress=progress)
+                if ranks.is_main_process:
+                    _settle(out, added)
+                ranks.wait_for_everyone()
+                if promotion.candidate(out):
+                    break
     return out
 
 
@@ -169,8 +206,10 @@ def _ready(
     if methods.build(config).merges:
         check_plain_lora(loaded.model, config.method)
     tasks = [task for _, tasks in todo for task in tasks]
+    # a candidate is set aside before training, so what it learned is not of the past
+    past = preflight.past_tasks(promotion.in_use(out)) if (out / "config.yaml").exists() else []
     with ranks.main_process_first():  # the others find the measurements in the cache
-        findings = _checked_rows(out, tasks, loaded, progress)
+        findings = preflight.check(tasks, loaded.codec, loaded.settings, progress, past=past)
     if ranks.is_main_process:
         if not (out / "config.yaml").exists():
             run_directory.save_config(out, config)
@@ -181,20 +220,6 @@ def _ready(
             stage_writer.write_manifest(out, config, loaded)
         preflight.write(out, findings)
     return loaded
-
-
-def _checked_rows(out: Path, tasks: Sequence[Task], loaded: LoadedModel, progress: Progress) -> list[preflight.Finding]:
-    """Encode all that will be encoded; say what was found and refuse what would end or spoil the run.
-
-    Raises:
-        DataError: listing every row that cannot be learned from or scored.
-    """
-    past = run_directory.committed_stages(out) if (out / "config.yaml").exists() else []
-    findings = preflight.examine(tasks, loaded.codec, loaded.settings, past=preflight.past_tasks(past))
-    preflight.refuse(findings)
-    for finding in findings:
-        progress.say(f"note: {finding}")
-    return findings
 
 
 def _tidy(out: Path, progress: Progress) -> None:
@@ -222,6 +247,7 @@ def _settle(out: Path, added: TaskSource | None) -> None:
     config = run_directory.saved_config(out)
     if added is not None and added not in config.tasks:
         run_directory.save_config(out, config.model_copy(update={"tasks": [*config.tasks, added]}))
+    promotion.settle(out)
     stage_writer.refresh(out)
     run_directory.write_json(out / "scores.json", run_directory.collect_scores(out))
     report.write_report(out)
@@ -236,10 +262,15 @@ def _check_scorable(config: RunConfig, out: Path, tasks: Sequence[Task]) -> None
     """Refuse, before anything is trained, what could not be scored after it.
 
     Raises:
-        ConfigError: a task has no row in the split that is evaluated on.
+        ConfigError: a task has no row in the split that is evaluated on, or the gate has no earlier stage to compare.
         RunDirectoryError: the single-task reference has not learned these tasks.
     """
-    split = config.evaluation.split
+    method, split = methods.build(config), config.evaluation.split
+    if config.gate and (method.alone or method.joint):
+        raise ConfigError(
+            f"method {config.method!r} does not learn task after task, so there is no stage before for a gate to "
+            "compare with; set gate to null"
+        )
     missing = [task.name for task in tasks if not Quiz.of(task, split).rows]
     if missing:
         raise ConfigError(
@@ -303,9 +334,10 @@ def _learn(
     first = index - len(tasks) + 1
     quizzes = [Quiz.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, start=first)]
     scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
+    changed = {change.key: change.now for change in run_directory.config_changes(out, config)}
     working = Working(
         out / run_directory.WORKING / run_directory.stage_slug(index, title),
-        {task.name: task.sha256 for task in tasks},
+        {task.name: task.sha256 for task in tasks} | ({"--set": json.dumps(changed)} if changed else {}),
         config.checkpoint.every_steps,
         progress.say,
     )
@@ -333,7 +365,8 @@ def _learn(
                 earlier = [] if method.alone else Quiz.saved(past)
                 scores = scorer.scores([*earlier, *quizzes], folder / "predictions")
             results = {"scores": scores, "zero_shot": before["zero_shot"], "before": before["scores"].get(title)}
-            results["memory"] = kept
+            results |= {"memory": kept, "changed": changed}
+            results["gate"] = judge_stage(config.gate, past, [*earlier, *quizzes], folder / "predictions")
             stage_writer.write_stage(
                 folder, config, trained, loaded, tasks, index=index, results=results, adapter=adapter
             )
@@ -384,11 +417,14 @@ def _saying_what_is_kept(title: str, working: Working) -> Iterator[None]:
         raise type(error)(f"{title}: {error}. Earlier tasks are untouched; of this one: {working.kept()}") from error
 
 
-def _narrator(title: str, advance: Callable[[int], None], progress: Progress) -> Callable[[Session], None]:
+def _narrator(title: str, advance: Advance, progress: Progress) -> Callable[[Session], None]:
     """After each step: move the bar, and one line for a merge."""
+    shown = 0
 
     def told(session: Session) -> None:
-        advance(1)
+        nonlocal shown
+        advance(session.step - shown, step_detail(session.events))
+        shown = session.step
         event = session.events[-1]
         if event["kind"] == "merge":
             progress.note(

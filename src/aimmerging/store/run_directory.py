@@ -129,7 +129,7 @@ def committed_stages(run: Path) -> list[Stage]:
     for folder in sorted(path.parent for path in (run / "stages").glob(f"*/{COMMITTED}")):
         if folder.resolve() != run.resolve() / "stages" / folder.name:
             raise RunDirectoryError(f"{folder} leads out of the run directory; put back the folder that was committed")
-        check(folder, hashes={"stage.json"}, without=_dropped(folder))
+        check(folder, hashes={"stage.json"}, without=dropped_files(folder))
         stages.append(Stage(folder, read_json(folder / "stage.json")))
     stages.sort(key=lambda stage: stage.record["index"])
     return stages
@@ -142,15 +142,15 @@ def check_stages(stages: Sequence[Stage]) -> None:
         RunDirectoryError: names the first file that was edited or damaged.
     """
     for stage in stages:
-        check(stage.path, hashes=True, without=_dropped(stage.path))
+        check(stage.path, hashes=True, without=dropped_files(stage.path))
 
 
 def has_memory(stage: Stage) -> bool:
     """Whether rows of the stage's task are kept; once dropped they do not count, even if a kill left files behind."""
-    return (stage.path / "memory" / "rows.jsonl").exists() and not _dropped(stage.path)
+    return (stage.path / "memory" / "rows.jsonl").exists() and not dropped_files(stage.path)
 
 
-def _dropped(folder: Path) -> list[str]:
+def dropped_files(folder: Path) -> list[str]:
     """Files of a stage that `aimmerging memory drop` changed or took away, as memory.json says."""
     try:
         record = json.loads(read_text(folder / "memory" / "memory.json"))
@@ -234,6 +234,7 @@ def learned_tasks(run: Path) -> dict[str, str]:
 ACCEPTABLE = (
     "checkpoint",
     "evaluation.batch_size",
+    "gate",
     "model.attention",
     "training.activation_checkpointing",
     "training.answer_only_logits",
@@ -241,7 +242,7 @@ ACCEPTABLE = (
     "training.micro_batch_size",
     "training.on_nonfinite",
 )
-"""Parts of the configuration that a run may change on its way: they decide how it is computed, not what."""
+"""Parts of the configuration that a run may change on its way: they decide how it is computed or judged, not what."""
 
 
 class Change(NamedTuple):
