@@ -394,7 +394,8 @@ def parse_columns(text: str | None) -> dict[str, str | None]:
         return {}
     value: Any
     try:
-        value = parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
+        # YAML takes a word alone in braces for a key without a value
+        value = None if ":" not in text else parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
     except (ValueError, RecursionError):
         value = None
     names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]

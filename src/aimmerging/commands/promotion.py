@@ -9,7 +9,7 @@ from aimmerging.report.page import write_report
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import Stage
 
-COLUMNS = ["task", "rows", "promoted", "new", "change", "interval", "floor", "why"]
+COLUMNS = ["task", "rows", "promoted", "new", "change", "interval", "floor"]
 
 
 def promote(run: Path, name: str | None) -> dict[str, Any]:
@@ -68,11 +68,11 @@ def gate_result(run: Path) -> dict[str, Any] | None:
 
 def show_gate(run: Path, result: dict[str, Any]) -> str:
     """Print the gate's table; returns what follows from it, in words."""
-    gate = result["gate"]
+    gate, lines = result["gate"], list[str]()
     if gate is not None:
         level = f", {100 * (1 - gate['policy']['level']):g} % intervals" if gate["policy"]["test"] == "paired" else ""
         show_table(f"Gate of {result['stage']}, points{level}", COLUMNS, [gate_row(task) for task in gate["tasks"]])
-    lines = []
+        lines = [f"{task['task']}: {task['fault']}" for task in gate["tasks"] if task["fault"]]
     if gate and gate["floors_without_task"]:
         lines.append(f"Floors of tasks that are not learned: {', '.join(gate['floors_without_task'])}")
     if result["candidate"] is None:
@@ -91,4 +91,4 @@ def gate_row(task: dict[str, Any]) -> list[str]:
     interval = "" if task["low"] is None else f"{task['low']:+.1f} to {task['high']:+.1f}"
     change = "" if task["change"] is None else f"{task['change']:+.1f}"
     before, floor = ("" if task[key] is None else f"{task[key]:.1f}" for key in ("before", "floor"))
-    return [task["task"], str(task["rows"]), before, f"{task['after']:.1f}", change, interval, floor, task["fault"]]
+    return [task["task"], str(task["rows"]), before, f"{task['after']:.1f}", change, interval, floor]

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 from aimmerging.data.problems import did_you_mean
 from aimmerging.data.wording import shown
 
-
 _ALTERNATIVE = re.compile(r"(tuple|list|dict|literal)\[.*\]")
 """What pydantic puts into a place to name one of the types that a value may have; no key of the user's."""
 

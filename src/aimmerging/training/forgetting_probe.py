@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from transformers import Trainer, TrainerCallback
 
 from aimmerging.core.signals import TokenLoss, token_losses
@@ -93,9 +94,8 @@ class ForgettingProbe(TrainerCallback):
         total = TokenLoss(0.0, 0.0)
         with untouched(model), torch.no_grad():
             for start in range(0, len(rows), self.batch_size):
-                batch = dict(
-                    trainer._prepare_inputs(trainer.data_collator(list(rows[start : start + self.batch_size])))
-                )
+                collated = trainer.data_collator(list(rows[start : start + self.batch_size]))
+                batch: Any = dict(send_to_device(collated, trainer.accelerator.device))
                 if encoder_decoder and "decoder_input_ids" not in batch:
                     batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
                 labels = batch.pop("labels")

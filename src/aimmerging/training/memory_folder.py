@@ -24,6 +24,7 @@ from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.store import files, run_directory
 from aimmerging.store.tensor_tree import load_state, save_state, to_device
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
+from aimmerging.training.hf_hooks import collated_columns
 from aimmerging.training.method import Method
 
 Feature = Mapping[str, Any]
@@ -189,10 +190,7 @@ def training_rows(trainer: Any) -> list[dict[str, Any]]:
         raise ConfigError(
             "a memory chooses among all training rows, and this train_dataset is a stream; give a dataset with a length"
         )
-    columns = None
-    if trainer.args.remove_unused_columns:
-        trainer._set_signature_columns_if_needed()
-        columns = set(trainer._signature_columns)
+    columns = collated_columns(trainer)
     return [
         {key: value for key, value in rows[place].items() if columns is None or key in columns}
         for place in range(len(rows))
