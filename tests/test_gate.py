@@ -170,9 +170,21 @@ def test_learning_after_a_rollback_sets_the_later_stage_aside_and_keeps_it_reada
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_that_only_a_stage_set_aside_has_learned_are_not_seen_again(run, tmp_path, kept):
+    path = task_files(tmp_path, "gamma")
+    shutil.copy(run / "stages/02-beta/memory/rows.jsonl", path / "test.jsonl")
+    if not kept:
+        command("rollback", run, "--to", 1)
+    said = command("learn", run, "--task", path, "--columns", "id: null", "--set", "training.epochs=1").err
+    assert ("stand again in the training rows of task 'beta'" in said.replace("\n", " ")) == kept
+
+
+@pytest.mark.slow
 def test_values_of_the_whole_run_are_not_changed_for_one_task(run, tmp_path):
     words = ("learn", run, "--task", task_files(tmp_path, "gamma"), "--set")
     assert "--set: lora cannot change" in refused(*words, "lora.rank=4")
+    assert "--set: training.max_output_tokens cannot change" in refused(*words, "training.max_output_tokens=8")
     assert "unknown key 'training.epoch'" in refused(*words, "training.epoch=4")
 
 
