@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aimmerging.config import PRESET_VALUES, RunConfig
+from aimmerging.config import PRESET_VALUES, GateConfig, RunConfig
 from aimmerging.core.controller import ControllerConfig
 from aimmerging.data.loading import TaskSource
 
@@ -60,6 +60,7 @@ def render() -> str:
         kind = type(field.default)
         if isinstance(field.default, BaseModel):
             lines += _section(kind, f"{name}.")
+    lines += _section(GateConfig, "gate.")
     lines += ["", "## `tasks`", "", "| key | meaning |", "|---|---|", *_attributes(TaskSource, "")]
     lines += ["", "## `controller`", "", "| key | meaning |", "|---|---|", *_attributes(ControllerConfig, "")]
     lines += ["", "## Presets", "", "| key | " + " | ".join(PRESET_VALUES) + " |", "|---" * 4 + "|"]

@@ -147,7 +147,7 @@ def outcome(run: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if not path.is_file() or path.name in ("COMMITTED", ".lock", "manifest.json", "report.html"):
+        if not path.is_file() or path.name in ("COMMITTED", ".lock", "manifest.json", "report.html", "progress.log"):
             continue
         found[name] = _timeless(path) if path.name in ("stage.json", "scores.json") else path.read_bytes()
     return found

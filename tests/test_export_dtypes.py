@@ -72,7 +72,7 @@ def test_the_tolerance_is_far_below_what_the_adapter_does(tiny_llama, of_dtype, 
     from aimmerging.training.progress import Progress
 
     state = export.load_learned(run, Progress())
-    rows = [row for one in export.EvaluationSet.saved([state.stage]) for row in one.rows]
+    rows = [row for one in state.evaluation_sets() for row in one.rows]
     base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=getattr(torch, trained)).eval()
     gap = export._gap(export._answer_logits(state.loaded.model, state, rows), export._answer_logits(base, state, rows))
     assert gap.relative > 2 * tolerance(trained)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from aimmerging.errors import AimmergingError
     from aimmerging.methods import Aim, Method, Replay, Sequential
     from aimmerging.run.story import learn, run_stream
+    from aimmerging.training.forgetting_probe import ForgettingProbe
+    from aimmerging.training.memory_folder import Memory
     from aimmerging.training.session import RehearsalSettings
     from aimmerging.training.sft import ContinualSFTTrainer
     from aimmerging.training.trainer import ContinualMixin, ContinualSeq2SeqTrainer, ContinualTrainer
@@ -26,6 +28,8 @@ _HOMES = {
     "errors": ("AimmergingError",),
     "methods": ("Aim", "Method", "Replay", "Sequential"),
     "run.story": ("learn", "run_stream"),
+    "training.forgetting_probe": ("ForgettingProbe",),
+    "training.memory_folder": ("Memory",),
     "training.session": ("RehearsalSettings",),
     "training.sft": ("ContinualSFTTrainer",),
     "data.tasks": ("Row", "Task", "TaskStream"),
@@ -44,6 +48,8 @@ __all__ = [
     "ContinualSeq2SeqTrainer",
     "ContinualTrainer",
     "ControllerConfig",
+    "ForgettingProbe",
+    "Memory",
     "Method",
     "RehearsalSettings",
     "Replay",

@@ -1,24 +1,31 @@
 """The commands. Heavy imports wait until a command runs, so that `--help` answers at once.
 
-Exit codes: 0 done, 2 the user's mistake (one message, no traceback), 130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything
-else.
+Exit codes: 0 done, 2 the user's mistake (one message, no traceback), 3 the last stage is a candidate and not promoted,
+130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else.
 """
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from aimmerging.commands import serving
+from aimmerging.commands.options import (
+    AcceptOption,
+    ColumnsOption,
+    JsonOption,
+    RunArgument,
+    SetOption,
+    is_main_process,
+    print_json,
+    print_table,
+    telling,
+)
 from aimmerging.data import wording
 from aimmerging.errors import AimmergingError, ConfigError
 from aimmerging.training import stopping
-
-if TYPE_CHECKING:
-    from aimmerging.training.progress import Progress
 
 app = typer.Typer(
     help="Teach a language model task after task without losing the old ones.",
@@ -28,29 +35,9 @@ app = typer.Typer(
 )
 memory_app = typer.Typer(help="What a run keeps of past tasks.", no_args_is_help=True)
 app.add_typer(memory_app, name="memory")
+app.add_typer(serving.app)
 
-
-def _checked_path(path: Path) -> Path:
-    """Refuse what the operating system does not take for a path, a name that is too long above all.
-
-    Raises:
-        ConfigError: says why.
-    """
-    try:
-        path.exists()
-    except OSError as error:
-        raise ConfigError(f"{path} is no path to a run directory: {error.strerror}") from None
-    return path
-
-
-RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN", callback=_checked_path)]
-AcceptOption = Annotated[
-    bool, typer.Option("--accept-changes", help="Go on although library versions or values that are safe changed.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-ColumnsOption = Annotated[str | None, typer.Option("--columns", help="As a task's: 'input: text, output: label'.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value: training.epochs=3.")]
-
+_CANDIDATE = 3
 _INTERRUPTED = 130
 """What typer exits with on Ctrl-C; the interrupt itself does not get through to :func:`main`."""
 
@@ -71,38 +58,6 @@ def main() -> None:
         raise
 
 
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """Bars and lines on stderr, so that stdout holds results only."""
-    from rich.console import Console
-
-    from aimmerging.training.progress import Progress, TerminalProgress, quiet_libraries
-
-    quiet_libraries()
-    if not _is_main_process():
-        yield Progress()
-        return
-    with TerminalProgress(Console(stderr=True)) as progress:
-        yield progress
-
-
-def _is_main_process() -> bool:
-    """Under torchrun every process runs the command; one of them speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from aimmerging.commands.terminal import show_table
-
-    show_table(title, columns, rows)
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path("demo"),
@@ -119,10 +74,10 @@ def demo(
     from aimmerging.commands.demo import demo as run_demo
     from aimmerging.commands.terminal import show_comparison
 
-    with _progress() as progress:
+    with telling() as progress:
         result = run_demo(out, seed=seed, methods=names, base=base, workers=workers, progress=progress)
     if as_json:
-        _print_json(result.summary or result.outcome.to_json())
+        print_json(result.summary or result.outcome.to_json())
     else:
         show_comparison(result.outcome)
     if result.summary is None:
@@ -146,7 +101,7 @@ def run(
         raise ConfigError("there is no run directory: give --out DIR, or `out:` in the configuration")
     from aimmerging.run.story import run as run_stream
 
-    with _progress() as progress, stopping.gracefully():
+    with telling() as progress, stopping.gracefully():
         run_stream(settings, folder, base=config.parent, progress=progress, accept_changes=accept_changes)
     _show_scores(folder, as_json=as_json)
 
@@ -159,10 +114,14 @@ def learn(
     metric: Annotated[str, typer.Option(help="exact_match, rouge_l or token_f1.")] = "exact_match",
     carve_test: Annotated[float, typer.Option(help="Share of train to test on if there is no test split.")] = 0.0,
     columns: ColumnsOption = None,
+    overrides: SetOption = None,
     accept_changes: AcceptOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Add one task to an existing run, keeping the old ones: the production case."""
+    """Add one task to an existing run, keeping the old ones: the production case.
+
+    Goes on from the promoted stage. --set changes values for this task only. Exit code 3: the gate did not promote it.
+    """
     from aimmerging.config import parse_columns
     from aimmerging.data.loading import TaskSource, load_task
     from aimmerging.store.run_directory import RunDirectory
@@ -173,71 +132,9 @@ def learn(
     loaded = load_task(source, RunDirectory.open(run_dir).config.seed)
     from aimmerging.run.story import learn as learn_task
 
-    with _progress() as progress, stopping.gracefully():
-        learn_task(run_dir, loaded, source, progress=progress, accept_changes=accept_changes)
+    with telling() as progress, stopping.gracefully():
+        learn_task(run_dir, loaded, source, overrides=overrides or [], progress=progress, accept_changes=accept_changes)
     _show_scores(run_dir, as_json=as_json)
-
-
-@app.command(name="eval")
-def evaluate(
-    run_dir: RunArgument,
-    task: Annotated[
-        str | None, typer.Option(help="Score on a file's rows or the test rows of a folder or hf:org/name instead.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="With --task: its name.")] = None,
-    metric: Annotated[str, typer.Option(help="With --task: its metric.")] = "exact_match",
-    columns: ColumnsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Score the last adapter on every learned task, or on another one."""
-    from aimmerging.commands.inference import score_run, task_at
-    from aimmerging.config import parse_columns
-
-    if columns is not None and task is None:
-        raise ConfigError("--columns names the columns of --task; give both, or neither")
-    other = None if task is None else task_at(task, name, metric, parse_columns(columns))
-    with _progress() as progress:
-        result = score_run(run_dir, other, progress)
-    if as_json:
-        _print_json(result)
-        return
-    rows = [[label, str(result["rows"][label]), f"{score:.1f}"] for label, score in result["scores"].items()]
-    _print_table(f"Scores after learning {result['after']}", ["task", "rows", "points"], rows)
-
-
-@app.command(context_settings={"ignore_unknown_options": True})
-def predict(
-    run_dir: RunArgument,
-    text: Annotated[str | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
-    input_file: Annotated[Path | None, typer.Option("--input", help="File of rows with inputs.")] = None,
-    columns: ColumnsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Answer a text, or each row of a file, with the last adapter.
-
-    \b
-    aimmerging predict RUN "TEXT"            prints the answer
-    aimmerging predict RUN --input FILE      prints one JSON object a row
-    aimmerging predict RUN -- "--TEXT"       a text that is an option's name
-    """
-    from aimmerging.commands.inference import answer, rows_at
-    from aimmerging.config import parse_columns
-
-    rows, notes = rows_at(text, input_file, None if columns is None else parse_columns(columns))
-    with _progress() as progress:
-        for note in notes:
-            progress.say(f"note: {note}")
-        answers = answer(run_dir, rows, progress)
-    if text is not None:
-        if as_json:
-            _print_json(answers[0])
-        else:
-            typer.echo(answers[0]["prediction"])
-        return
-    import json
-
-    for record in answers:
-        typer.echo(json.dumps(record, ensure_ascii=False))
 
 
 @app.command()
@@ -254,29 +151,6 @@ def report(
 
 
 @app.command()
-def export(
-    run_dir: RunArgument,
-    to: Annotated[Path, typer.Option(help="New folder.")],
-    merged: Annotated[bool, typer.Option("--merged", help="Fold the adapter into the base: one full model.")] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="With --merged: float32, bfloat16 or float16; default: the base's.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write the adapter (PEFT) or a full model that transformers and vLLM load; checks the logits."""
-    from aimmerging.commands.export import export as export_run
-
-    with _progress() as progress:
-        result = export_run(run_dir, to, merged=merged, dtype=dtype, progress=progress)
-    if as_json:
-        _print_json(result)
-        return
-    gap = result["logit_gap"]
-    typer.echo(f"{result['kind']} of base {result['base']} written to {result['to']}")
-    typer.echo(f"largest logit gap {gap['largest']:.2e} ({gap['relative']:.1e} of the largest), {gap['rows']} rows")
-
-
-@app.command()
 def decide(
     signals: Annotated[Path, typer.Argument(help="Recorded signals, see docs/files.md.", metavar="SIGNALS.json")],
     preset: Annotated[str, typer.Option(help="reference, paper or default.")] = "default",
@@ -287,7 +161,7 @@ def decide(
 
     result = replay_file(signals, preset)
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return
     from aimmerging.commands.terminal import show_decisions
 
@@ -316,10 +190,10 @@ def compare(
         outcome = plan.recompute(settings, folder, base=spec.parent)
     else:
         where = {"base": spec.parent, "workers": workers, "engine": plan.checked_engine(engine), "retry": retry}
-        with _progress() as progress:
+        with telling() as progress:
             outcome = plan.compare(settings, folder, progress=progress, **where)
     if as_json:
-        _print_json(outcome.to_json())
+        print_json(outcome.to_json())
     else:
         show_comparison(outcome)
     if outcome.failed or outcome.unfinished:
@@ -333,7 +207,7 @@ def methods(as_json: JsonOption = False) -> None:
 
     found = overview()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from aimmerging.commands.terminal import show_methods
 
@@ -356,10 +230,10 @@ def prepare(
     from aimmerging.commands.terminal import show_manifest
 
     options = {"preset": preset, "labels": labels, "seed": seed, "allow_overlap": allow_overlap}
-    with _progress() as progress:
+    with telling() as progress:
         manifest = build(benchmark, out, source=source, progress=progress, **options)
     if as_json:
-        _print_json(manifest)
+        print_json(manifest)
     else:
         show_manifest(manifest, out)
 
@@ -374,10 +248,10 @@ def doctor(
     from aimmerging.commands.doctor import examine
     from aimmerging.commands.terminal import show_findings
 
-    with _progress() as progress:
+    with telling() as progress:
         findings = examine(config, overrides or [], progress)
     if as_json:
-        _print_json(findings)
+        print_json(findings)
     else:
         show_findings(findings)
 
@@ -389,7 +263,7 @@ def memory_show(run_dir: RunArgument, as_json: JsonOption = False) -> None:
 
     contents = memory_contents(run_dir)
     if as_json:
-        _print_json(contents)
+        print_json(contents)
         return
     rows = [
         [
@@ -399,7 +273,7 @@ def memory_show(run_dir: RunArgument, as_json: JsonOption = False) -> None:
         ]
         for entry in contents
     ]
-    _print_table("Memory", ["task", "rows", "policy"], rows)
+    print_table("Memory", ["task", "rows", "policy"], rows)
 
 
 @memory_app.command("drop")
@@ -420,7 +294,7 @@ def memory_drop(
     record = dropping.drop_everything(run_dir, task) if everything else dropping.drop_memory(run_dir, task)
     write_report(run_dir)
     if as_json:
-        _print_json(record)
+        print_json(record)
     elif everything:
         show_dropped(record, run_dir)
     elif task in gone_before:
@@ -431,14 +305,19 @@ def memory_drop(
 
 
 def _show_scores(run_dir: Path, *, as_json: bool) -> None:
-    """The score matrix and its summary."""
-    if not _is_main_process():
-        return
+    """The score matrix, its summary and what the gate found; exit code 3 where the last stage is a candidate."""
+    from aimmerging.commands.promotion import gate_result, show_gate
     from aimmerging.commands.terminal import show_scores
     from aimmerging.store import files, records
 
-    if as_json:
-        _print_json(files.read_json(run_dir / "scores.json"))
-    else:
+    found = gate_result(run_dir)
+    if is_main_process() and as_json:
+        scores = files.read_json(run_dir / "scores.json")
+        print_json(scores if found is None else scores | {"gate": found})
+    elif is_main_process():
         show_scores(records.read(records.Scores, run_dir / "scores.json"))
+        if found is not None:
+            typer.echo(show_gate(run_dir, found))
         typer.echo(f"\nThe report lies in {run_dir / 'report.html'}")
+    if found is not None and found["candidate"] is not None:
+        raise typer.Exit(_CANDIDATE)

@@ -7,9 +7,9 @@ puts them together, so the saved config.yaml names every value.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aimmerging.core import memory
 from aimmerging.core.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
 from aimmerging.data.loading import TaskSource
-from aimmerging.data.problems import did_you_mean
+from aimmerging.data.schema_problems import explain, listing, unknown
 from aimmerging.data.text_files import parse_yaml, read_text
 from aimmerging.data.wording import shown
 from aimmerging.errors import ConfigError
@@ -168,6 +168,21 @@ class EvaluationConfig(Section):
     )
 
 
+class GateConfig(Section):
+    """When a new stage is promoted, by its scores on the kept test rows against the promoted stage's."""
+
+    max_drop: float = Field(default=2.0, ge=0, description="points that a task learned before may fall")
+    floors: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
+        default={}, description="least points of a task, by its name"
+    )
+    test: Literal["paired", "none"] = Field(
+        default="paired",
+        description="paired: a fall counts only if its bootstrap interval over the test rows lies below zero. none: "
+        "it counts as it is",
+    )
+    level: float = Field(default=0.05, gt=0, lt=1, description="of the test, for each task")
+
+
 class CheckpointSection(Section):
     """What is kept while a task is learned; its end is always kept."""
 
@@ -201,6 +216,9 @@ class RunConfig(Section):
     controller: ControllerConfig = DEFAULT
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointSection = CheckpointSection()
+    gate: GateConfig | None = Field(
+        default=None, description="whether a new stage is fit to serve; default: every stage is. docs/monthly_update.md"
+    )
 
 
 _PUBLISHED: dict[str, Any] = {
@@ -245,6 +263,31 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
         raise ConfigError(explain(error, RunConfig)) from None
     _check_together(config)
     return config
+
+
+FOR_ONE_TASK = ("controller", "gate", "memory", "probe", "rehearsal", "settings", "training")
+"""Sections that `learn --set` may change for the task it learns; the others hold for the whole run."""
+_OF_THE_RUN = ("device", "max_input_tokens", "max_output_tokens")
+"""Fields of `training` that hold for the whole run: all its tasks are encoded and answered with the same model."""
+
+
+def for_one_task(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a run with other values for one task.
+
+    Raises:
+        ConfigError: a value is wrong, or not of :data:`FOR_ONE_TASK`.
+    """
+    changed = resolve(config.model_dump(mode="json"), overrides)
+    fixed = [name for name in RunConfig.model_fields if getattr(changed, name) != getattr(config, name)]
+    wrong = [name for name in fixed if name not in FOR_ONE_TASK]
+    now, before = changed.training, config.training
+    wrong += [f"training.{name}" for name in _OF_THE_RUN if getattr(now, name) != getattr(before, name)]
+    if wrong:
+        raise ConfigError(
+            f"--set: {', '.join(wrong)} cannot change from task to task; allowed are values of "
+            f"{', '.join(FOR_ONE_TASK)} (of training, {', '.join(_OF_THE_RUN)} hold for the whole run)"
+        )
+    return changed
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -354,7 +397,8 @@ def parse_columns(text: str | None) -> dict[str, str | None]:
         return {}
     value: Any
     try:
-        value = parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
+        # YAML takes a word alone in braces for a key without a value
+        value = None if ":" not in text else parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
     except (ValueError, RecursionError):
         value = None
     names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]
@@ -395,65 +439,3 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             value = {part: value}
         nested = deep_merge(nested, value)
     return nested
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Every problem of validating `model` in one message, unknown keys with the nearest known one."""
-    problems: list[str] = []
-    for item in error.errors():
-        place = _place(item["loc"], model)
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            problems.append(unknown("key", place, _siblings(item["loc"], model)))
-        elif item["type"] == "value_error":
-            problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
-        else:
-            problems.append(f"{place} is {shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}")
-    return listing(problems)
-
-
-def _place(location: Sequence[int | str], model: Any) -> str:
-    """Full name of a value; pydantic also lists which of several allowed types it tried, and that is left out."""
-    parts: list[str] = []
-    for part in location:
-        if isinstance(part, int):
-            parts.append(str(part))
-        elif model is not None:
-            parts.append(part)
-            model = next((kind for kind in _kinds(_fields(model).get(part)) if _fields(kind)), None)
-    return ".".join(parts)
-
-
-def _siblings(location: Sequence[int | str], model: Any) -> list[str]:
-    """Full names of the keys that would have been allowed at the place of an unknown one."""
-    for part in location[:-1]:
-        if isinstance(part, str):
-            model = next((kind for kind in _kinds(_fields(model).get(part)) if _fields(kind)), None)
-    prefix = "".join(f"{part}." for part in location[:-1])
-    return [prefix + name for name in _fields(model)]
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    """An annotation and everything inside it: list[A] | None gives list[A], A and None too."""
-    return [annotation, *(kind for inner in get_args(annotation) for kind in _kinds(inner))]
-
-
-def _fields(model: Any) -> dict[str, Any]:
-    """Field names and annotations of a section or of a dataclass; nothing for other types."""
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return {name: field.annotation for name, field in model.model_fields.items()}
-    if isinstance(model, type) and is_dataclass(model):
-        return {field.name: field.type for field in fields(model)}
-    return {}
-
-
-def unknown(what: str, given: object, known: Sequence[str]) -> str:
-    """`given` is not known; the nearest known one, or all of them."""
-    hint = did_you_mean(given, known) if isinstance(given, str) else ""
-    return f"unknown {what} {shown(given)}{hint or '; allowed: ' + ', '.join(known)}"
-
-
-def listing(problems: Sequence[str]) -> str:
-    """All problems in one message."""
-    if len(problems) == 1:
-        return f"configuration: {problems[0]}"
-    return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  - {problem}" for problem in problems)])

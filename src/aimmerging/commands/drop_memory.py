@@ -8,9 +8,9 @@ from typing import Any
 from aimmerging.data.problems import did_you_mean
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run import preflight
-from aimmerging.store import files, records, run_directory
+from aimmerging.store import files, promotion, records, run_directory
 from aimmerging.store.records import Memory
-from aimmerging.store.run_directory import FINDINGS, RunDirectory
+from aimmerging.store.run_directory import FINDINGS, RunDirectory, Stage
 
 
 def memory_contents(run: Path) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def memory_contents(run: Path) -> list[dict[str, Any]]:
 
 
 def drop_memory(run: Path, task: str) -> dict[str, Any]:
-    """Delete the memory rows and stored logits of one task; what was learned and scored is kept.
+    """Delete the memory rows and stored logits of one task, in stages that were set aside too; adapter and scores stay.
 
     The record is written first and names the drop: from then on nothing reads the rows, and a drop that was killed in
     between takes away the rest when asked again.
@@ -29,23 +29,36 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
     """
     RunDirectory.open(run)  # so that no lock is put where there is no run
     with run_directory.locked(run):
-        stages = {stage.tasks[0]: stage for stage in RunDirectory.open(run).stages if (stage.path / "memory").is_dir()}
-        if task not in stages:
+        stages = [stage for stage in _all_stages(run) if (stage.path / "memory").is_dir()]
+        own = [stage.path / "memory" for stage in stages if stage.tasks[0] == task]
+        if not own:
+            names = dict.fromkeys(stage.tasks[0] for stage in stages)
             raise RunDirectoryError(
-                f"{run} has no memory of a task {task!r}{did_you_mean(task, stages)}; it keeps rows of: "
-                f"{', '.join(stages) or 'none'}"
+                f"{run} has no memory of a task {task!r}{did_you_mean(task, names)}; it keeps rows of: "
+                f"{', '.join(names) or 'none'}"
             )
-        folder = stages[task].path / "memory"
-        _check_inside(run, folder)
-        record = records.read(Memory, folder / "memory.json")
-        if not record.dropped:
-            when = datetime.now(UTC).isoformat(timespec="seconds")
-            record = Memory(task=task, dropped=True, dropped_at=when, rows=0, rows_before=record.rows)
-            records.write(folder / "memory.json", record)
-        with files.writing(folder):
-            for name in ("rows.jsonl", "logits.safetensors"):
-                (folder / name).unlink(missing_ok=True)
-    return record.to_json()
+        for folder in own:
+            _check_inside(run, folder)
+        dropped = [_drop(folder, task) for folder in own]
+    return dropped[0].to_json()
+
+
+def _all_stages(run: Path) -> list[Stage]:
+    """The stages of a run; a task may be in one in use and in others that were set aside."""
+    opened = RunDirectory.open(run)
+    return [*opened.stages, *promotion.set_aside_stages(opened)]
+
+
+def _drop(folder: Path, task: str) -> Memory:
+    record = records.read(Memory, folder / "memory.json")
+    if not record.dropped:
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        record = Memory(task=task, dropped=True, dropped_at=when, rows=0, rows_before=record.rows)
+        records.write(folder / "memory.json", record)
+    with files.writing(folder):
+        for name in ("rows.jsonl", "logits.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    return record
 
 
 def _check_inside(run: Path, folder: Path) -> None:
@@ -83,30 +96,29 @@ def drop_everything(run: Path, task: str) -> dict[str, Any]:
     Raises:
         RunDirectoryError: the run has not learned the task.
     """
-    known = run_directory.learned_tasks(run)
+    known = [name for stage in _all_stages(run) for name in stage.tasks]
     if task not in known:
         raise RunDirectoryError(
             f"{run} has not learned a task {task!r}{did_you_mean(task, known)}; it learned: {', '.join(known)}"
         )
     deleted: list[str] = []
     for folder in (run, run / "single_task"):
-        if (folder / "config.yaml").exists() and task in run_directory.learned_tasks(folder):
+        if run_directory.is_run(folder) and any(task in stage.tasks for stage in _all_stages(folder)):
             _drop_kept(folder, task, deleted, run)
     return {"task": task, "deleted": sorted(deleted), "left": list(LEFT), "outside": OUTSIDE}
 
 
 def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:
     """One run directory's part of :func:`drop_everything`; adds what it deletes to `deleted`, by its path in `top`."""
-    stages = RunDirectory.open(run).stages
+    stages = _all_stages(run)
     if any(stage.tasks[0] == task and (stage.path / "memory").is_dir() for stage in stages):
         memory = [run / stage.path.relative_to(run) / "memory" for stage in stages if stage.tasks[0] == task]
         deleted += [_named(file, top) for folder in memory for file in _rows_of(folder)]
         drop_memory(run, task)
-    place = [name for stage in stages for name in stage.tasks].index(task) + 1
-    slug = run_directory.stage_slug(place, task)
+    slugs = {run_directory.stage_slug(_place(stage, task), task) for stage in stages if task in stage.tasks}
     with run_directory.locked(run):
         for stage in stages:
-            names = [f"predictions/{slug}.jsonl"]
+            names = [f"predictions/{slug}.jsonl" for slug in sorted(slugs)]
             if task in stage.tasks:
                 names += [f"test/{stage.tasks.index(task) + 1:02d}.jsonl", "check.safetensors"]
             there = [name for name in names if (stage.path / name).exists()]
@@ -128,6 +140,11 @@ def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:
             with files.writing(working):
                 shutil.rmtree(working)
             deleted.append(_named(working, top))
+
+
+def _place(stage: Stage, task: str) -> int:
+    """Of a task of the stage in the run, from 1."""
+    return stage.record.index - len(stage.tasks) + stage.tasks.index(task) + 1
 
 
 def _rows_of(memory: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Export a run's last adapter, or base and adapter as one model, and hold it against the model that was trained."""
+"""Export a stage's adapter, or base and adapter as one model, and hold it against the model that was trained."""
 
 import shutil
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from aimmerging.commands.inference import Learned, load_learned, load_stage
 from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.run import kept_logits, sources
-from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import files
 from aimmerging.training.encoding import Collator
 from aimmerging.training.progress import Progress
@@ -42,8 +41,10 @@ def tolerance(*dtypes: str) -> float:
     return max(1e-3, *(8 * torch.finfo(getattr(torch, dtype)).eps for dtype in dtypes))
 
 
-def export(run: Path, to: Path, *, merged: bool, progress: Progress, dtype: str | None = None) -> dict[str, Any]:
-    """Write the last adapter in PEFT's format, or base and adapter merged into one model that transformers loads.
+def export(
+    run: Path, to: Path, *, merged: bool, progress: Progress, dtype: str | None = None, stage: str | None = None
+) -> dict[str, Any]:
+    """Write the adapter of a stage in PEFT's format, or base and adapter merged into one model that transformers loads.
 
     The result is loaded again from disk. Its weights have to be those of the merge in the same dtype, and its logits
     are compared with the run's own on learned rows and with those that the stage kept of the model as it was trained.
@@ -54,6 +55,7 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress, dtype: str 
         merged: fold the adapter into the base.
         progress: told of the built-in base.
         dtype: of the merged model's weights; default: the base's (model.dtype).
+        stage: see :func:`aimmerging.store.promotion.choose`; default: the promoted one.
 
     Raises:
         ConfigError: an unknown dtype, or one for an adapter, which has none of the base's.
@@ -67,7 +69,7 @@ def export(run: Path, to: Path, *, merged: bool, progress: Progress, dtype: str 
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunDirectoryError(f"{to} exists and is not empty; give a new folder to --to")
-    learned = load_learned(run, progress)
+    learned = load_learned(run, progress, stage)
     wish = dtype or learned.config.model.dtype
     temporary = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -90,7 +92,7 @@ def _written(learned: Learned, folder: Path, *, merged: bool, dtype: str, progre
     Raises:
         ModelError: it answers otherwise.
     """
-    rows = [row for one in EvaluationSet.saved(learned.run.stages) for row in one.rows[:8]]
+    rows = [row for one in learned.evaluation_sets() for row in one.rows[:8]]
     wanted = _answer_logits(learned.loaded.model, learned, rows)
     whole = _merged(learned, dtype, progress) if merged else None
     if whole is not None:

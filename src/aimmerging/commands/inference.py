@@ -1,7 +1,7 @@
 """Use a finished run: score its adapter on tasks, answer inputs, export it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,48 +14,54 @@ from aimmerging.data.loading import TaskSource, load_rows, load_task
 from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.splits import default_name
 from aimmerging.data.tasks import Row, Task
-from aimmerging.errors import ConfigError, RunDirectoryError
+from aimmerging.errors import ConfigError
 from aimmerging.run import changes, preflight, sources
 from aimmerging.run.generation import evaluate, generate, points
 from aimmerging.run.scoring import EvaluationSet
+from aimmerging.store import promotion
 from aimmerging.store.run_directory import RunDirectory, Stage
 from aimmerging.training.models import LoadedModel, load_model, read_adapter
 from aimmerging.training.progress import Progress
 
-PREDICT_OPTIONS = ("--json", "--input", "--columns", "--help")
+PREDICT_OPTIONS = ("--json", "--input", "--columns", "--stage", "--help")
 
 
 class Learned(NamedTuple):
-    """A run's model as its last stage left it."""
+    """A run's model as one of its stages left it, by default the promoted one."""
 
     config: RunConfig
     loaded: LoadedModel
+    stage: Stage
     run: RunDirectory
 
-    @property
-    def stage(self) -> Stage:
-        """The last one, whose adapter is loaded."""
-        return self.run.stages[-1]
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        """Of the tasks that were learned up to the stage; one that was set aside has its own in its folder."""
+        earlier = [one for one in self.run.stages if one.record.index < self.stage.record.index]
+        return EvaluationSet.saved([*earlier, self.stage])
 
 
-def load_learned(run: Path, progress: Progress) -> Learned:
-    """Load base and last committed adapter of a run, on the device that would be trained on.
+def load_learned(run: Path, progress: Progress, name: str | None = None) -> Learned:
+    """Load base and adapter of a stage, on the device that would be trained on.
+
+    Args:
+        run: run directory.
+        progress: told what goes on.
+        name: of the stage, see :func:`aimmerging.store.promotion.choose`.
 
     Raises:
-        RunDirectoryError: no run, nothing is learned yet, or the base model is not the one that was trained on.
+        RunDirectoryError: no run, no such stage, nothing is learned yet, or the base model is not the one that was
+            trained on.
         ModelError: the base cannot be loaded or the adapter does not fit.
     """
     opened = RunDirectory.open(run)
-    config, stages = opened.config, opened.stages
-    if not stages:
-        raise RunDirectoryError(f"{run} has no learned task yet; give its `aimmerging run` command again")
-    opened.verify(stages[-1:])
-    loaded = load_stage(config, stages[-1], progress)
+    config, stage = opened.config, promotion.choose(opened, name)
+    opened.verify([stage])
+    loaded = load_stage(config, stage, progress)
     changes.refuse_changes(run, changes.base_changes(opened.manifest(), loaded), accept=False, of="base model")
     if config.training.device == "auto" and torch.cuda.is_available():
         loaded.model.to("cuda")
     loaded.model.eval()
-    return Learned(config, loaded, opened)
+    return Learned(config, loaded, stage, opened)
 
 
 def load_stage(config: RunConfig, stage: Stage, progress: Progress) -> LoadedModel:
@@ -104,8 +110,8 @@ def rows_at(
     return [Row("text", text, "")], []
 
 
-def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, Any]:
-    """Score the last adapter on every learned task, or on the test rows of another one; nothing is written.
+def score_run(run: Path, other: Task | None, progress: Progress, name: str | None = None) -> dict[str, Any]:
+    """Score the adapter of a stage on every task it learned, or on the test rows of another one; nothing is written.
 
     Returns:
         {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
@@ -113,14 +119,12 @@ def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, An
     Raises:
         DataError: rows of the other task cannot be encoded.
     """
-    config, loaded, learned = load_learned(run, progress)
-    sets = EvaluationSet.saved(learned.stages) if other is None else [EvaluationSet.of(other, "test")]
-    if other is not None:
-        tested = replace(other, train=(), validation=())
-        findings = preflight.examine([tested], loaded.codec, loaded.settings)
-        preflight.refuse(findings)
-        for finding in findings:
-            progress.say(f"note: {finding}")
+    config, loaded, stage, _ = learned = load_learned(run, progress, name)
+    if other is None:
+        sets = learned.evaluation_sets()
+    else:
+        sets = [EvaluationSet.of(other, "test")]
+        preflight.check([replace(other, train=(), validation=())], loaded.codec, loaded.settings, progress)
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(one.rows) for one in sets)) as advance:
         for one in sets:
@@ -128,7 +132,7 @@ def score_run(run: Path, other: Task | None, progress: Progress) -> dict[str, An
             predictions = evaluate(loaded.model, loaded.codec, one.rows, one.metric, batch_size=size, advance=advance)
             scores[one.name] = points(predictions)
     rows = {one.name: len(one.rows) for one in sets}
-    return {"after": learned.stages[-1].record.task, "scores": scores, "rows": rows}
+    return {"after": stage.record.task, "scores": scores, "rows": rows}
 
 
 def check_text(text: str) -> None:
@@ -144,9 +148,13 @@ def check_text(text: str) -> None:
         raise ConfigError(f"{text!r} is no option{meant}; to have the text itself answered, put -- before it")
 
 
-def answer(run: Path, rows: Sequence[Row], progress: Progress) -> list[dict[str, Any]]:
-    """Answer each row with the last adapter: {"id", "input", "prediction"}."""
-    config, loaded, _ = load_learned(run, progress)
+def answer(run: Path, rows: Sequence[Row], progress: Progress, name: str | None = None) -> Iterator[dict[str, Any]]:
+    """Answer each row with the adapter of a stage: {"id", "input", "prediction"}, a batch as soon as it is done."""
+    config, loaded, *_ = load_learned(run, progress, name)
+    size = config.evaluation.batch_size
     with progress.bar("answering", len(rows)) as advance:
-        texts = generate(loaded.model, loaded.codec, rows, config.evaluation.batch_size, advance)
-    return [{"id": row.id, "input": row.input, "prediction": text} for row, text in zip(rows, texts, strict=True)]
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            texts = generate(loaded.model, loaded.codec, batch, size, advance)
+            for row, text in zip(batch, texts, strict=True):
+                yield {"id": row.id, "input": row.input, "prediction": text}

@@ -21,8 +21,9 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 from aimmerging.compare import results
 from aimmerging.compare.pool import Cell, Engine, run_cells
 from aimmerging.compare.results import Place
-from aimmerging.config import Preset, Protocol, RunConfig, Section, deep_merge, explain, listing, read_yaml, resolve
-from aimmerging.config import unknown as unknown_value
+from aimmerging.config import Preset, Protocol, RunConfig, Section, deep_merge, read_yaml, resolve
+from aimmerging.data.schema_problems import explain, listing
+from aimmerging.data.schema_problems import unknown as unknown_value
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import METHODS, build
 from aimmerging.run import preflight, sources
@@ -33,8 +34,8 @@ from aimmerging.training.progress import Progress
 
 REFERENCES = ("single_task", "multi_task")
 FAILED = "failed.json"
-_TOP_LEVEL = ("schema_version", "out", "protocol", "preset", "method", "seed", "order", "single_task")
-"""Values of a run that the specification sets itself."""
+_TOP_LEVEL = ("schema_version", "out", "protocol", "preset", "method", "seed", "order", "single_task", "gate")
+"""Values of a run that the specification sets itself; a gate would end a cell before its last task."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,59}$")]
 """A name that is a folder's name too."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from aimmerging.config import RunConfig
 from aimmerging.errors import ConfigError
-from aimmerging.training.progress import Progress
+from aimmerging.training.progress import Advance, Progress
 
 Engine = Literal["local", "ray"]
 
@@ -44,16 +44,23 @@ class _Told(Progress):
         self.name, self.queue = name, queue
 
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def bar(self, title: str, total: int) -> Iterator[Advance]:
         """Bars are known by cell and title; a cell shows one at a time."""
         self.queue.put(("open", self.name, title, total))
-        try:
-            yield lambda count: self.queue.put(("advance", self.name, title, count))
-        finally:
-            self.queue.put(("close", self.name, title, 0))
+        with super().bar(title, total) as keep:
+
+            def advance(count: int, detail: str = "") -> None:
+                self.queue.put(("advance", self.name, title, count))
+                keep(count, detail)
+
+            try:
+                yield advance
+            finally:
+                self.queue.put(("close", self.name, title, 0))
 
     def say(self, text: str) -> None:
         """One line."""
+        super().say(text)
         self.queue.put(("say", self.name, text, 0))
 
     def note(self, text: str) -> None:

@@ -8,20 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from aimmerging.core.paired import DRAWS, Array, resampled_means
+
 RunDifference = Sequence[Array]
 """One pair of runs: for every task the differences of its test rows, method minus baseline, in points."""
 
-DRAWS = 10_000
 LEVEL = 0.95
 ALPHA = 0.05
 POWER = 0.8
-_FEW = 16
-"""Different values up to which counting them is faster than drawing rows."""
-_BLOCK = 2**21
-"""Rows drawn at once."""
 
 
 class Estimate(NamedTuple):
@@ -136,24 +131,7 @@ def bootstrap(pairs: Mapping[str, Sequence[RunDifference]], *, draws: int = DRAW
 
 def _resampled(run: RunDifference, count: int, rng: np.random.Generator) -> Array:
     """[count] means over tasks of the means over resampled rows."""
-    return sum((_resampled_means(rows, count, rng) for rows in run), np.zeros(count)) / len(run)
-
-
-def _resampled_means(rows: Array, count: int, rng: np.random.Generator) -> Array:
-    """[count] means of `rows` resampled with replacement.
-
-    How often each row comes up is multinomial, and rows of equal difference need not be told apart: on exact match
-    there are three of them, however many rows a task has. Of many different values, rows are drawn one by one.
-    """
-    values, places = np.unique(rows, return_counts=True)
-    if len(values) <= _FEW:
-        return rng.multinomial(len(rows), places / len(rows), size=count) @ values / len(rows)
-    means = np.empty(count)
-    block = max(1, _BLOCK // len(rows))
-    for start in range(0, count, block):
-        size = (min(block, count - start), len(rows))
-        means[start : start + block] = rows[rng.integers(len(rows), size=size, dtype=np.int32)].mean(axis=1)
-    return means
+    return sum((resampled_means(rows, count, rng) for rows in run), np.zeros(count)) / len(run)
 
 
 def _overall(run: RunDifference) -> float:

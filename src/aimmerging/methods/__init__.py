@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from aimmerging.config import RunConfig, explain, unknown
+from aimmerging.config import RunConfig
+from aimmerging.data.schema_problems import explain, unknown
 from aimmerging.errors import ConfigError
 from aimmerging.methods import merging
 from aimmerging.methods.a_gem import AGem

@@ -13,7 +13,7 @@ from typing import Literal
 from aimmerging import protocols
 from aimmerging.data.text_files import read_text
 from aimmerging.errors import RunDirectoryError
-from aimmerging.store import records
+from aimmerging.store import promotion, records
 from aimmerging.store.records import (
     Costs,
     Finding,
@@ -80,6 +80,7 @@ class RunView:
     """A run directory, read. `name` is the directory's own name; no path is kept. `departures`: from the protocol.
 
     `findings`: of the rows, before anything was trained.
+    `promoted` is the folder of the stage in use, None where none is; `set_aside` names the folders that are not.
     """
 
     name: str
@@ -94,6 +95,14 @@ class RunView:
     budget: Literal["extra", "within"] | None = None
     """Of rehearsal inside the task's steps; None where it takes steps of its own."""
     findings: tuple[Finding, ...] = ()
+    promoted: str | None = None
+    set_aside: tuple[str, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        """Whether it matters which stage is in use: one was judged by a gate, or it is not simply the last one."""
+        last = self.stages[-1].stage.path.name if self.stages else None
+        return self.promoted != last or bool(self.set_aside) or any(stage.record.gate for stage in self.stages)
 
     @property
     def costs(self) -> Costs:
@@ -139,10 +148,12 @@ def _view(run: RunDirectory) -> RunView:
     scores = records.read(Scores, run.path / "scores.json")
     stages = tuple(map(_stage_view, run.stages))
     _check_scores(run, scores)
-    manifest, protocol = run.manifest(), run.config.protocol
+    manifest, protocol, used = run.manifest(), run.config.protocol, promotion.promoted(run)
     if manifest is None:
         raise RunDirectoryError(f"{run.path / 'manifest.json'} is missing; continue the run, which writes it again")
     return RunView(
+        promoted=None if used is None else used.path.name,
+        set_aside=tuple(stage.path.name for stage in promotion.set_aside_stages(run)),
         name=run.path.resolve().name,
         scores=scores,
         stages=stages,

@@ -15,6 +15,7 @@ from aimmerging.training.models import LoadedModel
 ACCEPTABLE = (
     "checkpoint",
     "evaluation.batch_size",
+    "gate",
     "model.attention",
     "training.activation_checkpointing",
     "training.answer_only_logits",
@@ -22,7 +23,7 @@ ACCEPTABLE = (
     "training.micro_batch_size",
     "training.on_nonfinite",
 )
-"""Parts of the configuration that a run may change on its way: they decide how it is computed, not what."""
+"""Parts of the configuration that a run may change on its way: they decide how it is computed or judged."""
 DECIDING = ("python", "aimmerging", "torch", "transformers", "peft", "accelerate")
 """Libraries whose release may change a result; a run does not go on with another one unless told to."""
 _SHOWN = 12
@@ -136,7 +137,7 @@ def base_changes(manifest: Manifest | None, loaded: LoadedModel) -> list[Change]
 def accept(run: RunDirectory, config: RunConfig, changes: Sequence[Change]) -> None:
     """Write accepted changes into config.yaml and manifest.json, which keeps them all with their dates."""
     keys = {change.key for change in changes}
-    sections = {part: getattr(config, part) for part in ("checkpoint", "evaluation", "model", "training")}
+    sections = {part: getattr(config, part) for part in ("checkpoint", "evaluation", "gate", "model", "training")}
     if keys - {f"version of {name}" for name in DECIDING}:
         run_directory.save_config(run.path, run.config.model_copy(update=sections))
     manifest = run.manifest()

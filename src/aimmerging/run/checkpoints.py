@@ -140,7 +140,7 @@ class Working:
             return False
         if record["task"] != self.task:
             raise RunDirectoryError(
-                f"{folder} belongs to other rows than those of {', '.join(self.task)} now; give the rows that the task "
+                f"{folder} belongs to other rows or values than {', '.join(self.task)} now; give those that the task "
                 f"was begun with, or delete {self.folder.parent} to learn it from its start"
             )
         return True

@@ -1,16 +1,24 @@
 """What a run says while it goes on: a line for each merge and each stage."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from aimmerging.training.progress import Progress
+from aimmerging.store import promotion
+from aimmerging.store.run_directory import RunDirectory
+from aimmerging.training.progress import Advance, Progress
+from aimmerging.training.progress_lines import step_detail
 from aimmerging.training.session import Session
 
 
-def step_teller(title: str, advance: Callable[[int], None], progress: Progress) -> Callable[[Session], None]:
+def step_teller(title: str, advance: Advance, progress: Progress) -> Callable[[Session], None]:
     """A function to call after each step: it moves the bar and says one line for a merge."""
 
+    shown = 0
+
     def tell(session: Session) -> None:
-        advance(1)
+        nonlocal shown
+        advance(session.step - shown, step_detail(session.events))
+        shown = session.step
         event = session.events[-1]
         if event["kind"] == "merge":
             progress.note(
@@ -19,6 +27,12 @@ def step_teller(title: str, advance: Callable[[int], None], progress: Progress) 
             )
 
     return tell
+
+
+def say_nothing_to_do(out: Path, progress: Progress) -> None:
+    """Say that all is learned, where no candidate says more."""
+    if not promotion.candidate(RunDirectory.open(out)):
+        progress.say(f"{out}: all tasks are learned already")
 
 
 def say_warnings(title: str, warnings: Sequence[str], progress: Progress) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from aimmerging.store.run_directory import FINDINGS, RunDirectory, Stage
 from aimmerging.training.encoding import TEMPLATE_DATE, Codec
 from aimmerging.training.fingerprint import fingerprint
 from aimmerging.training.limits import embedding_rows, ids_outside, positions_of
+from aimmerging.training.progress import Progress
 
 SPLITS = ("train", "validation", "test")
 _CACHED_FROM = 1000
@@ -66,6 +67,21 @@ def refuse(findings: Sequence[Finding]) -> None:
     problems = [str(finding) for finding in findings if finding.refuses]
     if problems:
         raise DataError(problems)
+
+
+def check(
+    tasks: Sequence[Task], codec: Codec, settings: Any, progress: Progress, *, past: Sequence[Task] = ()
+) -> list[Finding]:
+    """:func:`examine`, :func:`refuse`, and say the findings that are left; arguments as theirs.
+
+    Raises:
+        DataError: listing every row that cannot be learned from or scored.
+    """
+    findings = examine(tasks, codec, settings, past=past)
+    refuse(findings)
+    for finding in findings:
+        progress.say(f"note: {finding}")
+    return findings
 
 
 def past_tasks(stages: Sequence[Stage]) -> list[Task]:

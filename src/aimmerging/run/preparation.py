@@ -1,21 +1,22 @@
 """Before anything is trained: which stages are still to do, whether they can be done, and the loaded model."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
 from aimmerging import methods
-from aimmerging.config import RunConfig
+from aimmerging.config import RunConfig, for_one_task
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import Method
 from aimmerging.run import changes, preflight, recovery, sources, stage_writer
 from aimmerging.run.checkpoints import Working
 from aimmerging.run.scoring import EvaluationSet
-from aimmerging.store import run_directory
-from aimmerging.store.records import Finding
+from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import LoadedModel, load_model
@@ -31,6 +32,7 @@ class Setting:
 
     Attributes:
         config: of the run.
+        task_config: what this command's tasks are learned with: `config`, or with `learn --set` other values.
         method: as it was configured; each stage learns with a copy of its own.
         out: run directory.
         ranks: the processes that train together.
@@ -39,6 +41,7 @@ class Setting:
     """
 
     config: RunConfig
+    task_config: RunConfig
     method: Method
     out: Path
     ranks: PartialState
@@ -46,14 +49,17 @@ class Setting:
     accept: bool
 
     @classmethod
-    def of(cls, config: RunConfig, out: Path, progress: Progress | None, *, accept: bool) -> "Setting":
+    def of(
+        cls, config: RunConfig, out: Path, progress: Progress | None, *, accept: bool, overrides: Sequence[str] = ()
+    ) -> "Setting":
         """Build the method and find the processes.
 
         Raises:
-            ConfigError: there is no such method, or not with these settings.
+            ConfigError: there is no such method, or not with these settings; an override is wrong.
         """
+        task_config = for_one_task(config, overrides)
         ranks = PartialState(cpu=config.training.device == "cpu")
-        return cls(config, methods.build(config), out, ranks, progress or Progress(), accept)
+        return cls(config, task_config, methods.build(task_config), out, ranks, progress or Progress(), accept)
 
 
 def check_config(setting: Setting) -> None:
@@ -72,12 +78,14 @@ def check_config(setting: Setting) -> None:
 
 
 def stages_to_do(setting: Setting, stream: TaskStream) -> Todo:
-    """The stages of a stream that are not committed yet.
+    """The stages of a stream that are not committed yet; none where the last one is a candidate.
 
     Raises:
         RunDirectoryError: the committed tasks are not the stream's first ones, or their data changed.
     """
     out, learned = setting.out, run_directory.learned_tasks(setting.out)
+    if learned and promotion.candidate(RunDirectory.open(out)):
+        return []
     wanted = {task.name: task.sha256 for task in stream}
     for (name, digest), (wish, rows) in zip(learned.items(), wanted.items(), strict=False):
         if name != wish:
@@ -101,21 +109,22 @@ def stage_to_add(setting: Setting, run: RunDirectory, task: Task) -> Todo:
         RunDirectoryError: the run knows a task of this name, or takes no more tasks.
     """
     cut_short = run.learned.get(task.name) == task.sha256 and bool(recovery.unsettled(run))
-    if task.name in run.learned and not cut_short:
+    in_use = promotion.learned_in_use(run)
+    if task.name in in_use and not cut_short:
         raise RunDirectoryError(f"{run.path} has learned {task.name!r} already; give the new task another --name")
     if setting.method.joint:
         raise RunDirectoryError(
             f"{run.path} learned all its tasks at once ({run.config.method}); no task can be added to it"
         )
-    return [] if cut_short else [(len(run.learned) + 1, [task])]
+    return [] if cut_short else [(len(in_use) + 1, [task])]
 
 
-def working_folder(setting: Setting, index: int, tasks: Sequence[Task]) -> Working:
-    """Where the checkpoints of a stage are kept."""
+def working_folder(setting: Setting, index: int, tasks: Sequence[Task], changed: Mapping[str, Any]) -> Working:
+    """Where the checkpoints of a stage are kept, which hold for its rows and the values it is learned with."""
     return Working(
         setting.out / run_directory.WORKING / run_directory.stage_slug(index, stage_writer.stage_title(tasks)),
-        {task.name: task.sha256 for task in tasks},
-        setting.config.checkpoint.every_steps,
+        {task.name: task.sha256 for task in tasks} | ({"--set": json.dumps(changed)} if changed else {}),
+        setting.task_config.checkpoint.every_steps,
         setting.progress.say,
     )
 
@@ -124,10 +133,16 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
     """Refuse, before anything is trained, what could not be scored after it.
 
     Raises:
-        ConfigError: a task has no row in the split that is evaluated on.
+        ConfigError: a task has no row in the split that is evaluated on, or the gate has no earlier stage to compare.
         RunDirectoryError: the single-task reference has not learned these tasks.
     """
     tasks, split = [task for _, tasks in todo for task in tasks], setting.config.evaluation.split
+    method = setting.method
+    if setting.config.gate and (method.alone or method.joint):
+        raise ConfigError(
+            f"method {setting.config.method!r} does not learn task after task, so there is no stage before for a gate "
+            "to compare with; set gate to null"
+        )
     missing = [task.name for task in tasks if not EvaluationSet.of(task, split).rows]
     if missing:
         raise ConfigError(
@@ -152,7 +167,10 @@ def load(setting: Setting, todo: Todo) -> LoadedModel:
     if setting.method.merges:
         check_plain_lora(loaded.model, config.method)
     with setting.ranks.main_process_first():  # the others find the measurements in the cache
-        findings = _check_rows(setting, todo, run, loaded)
+        tasks = [task for _, tasks in todo for task in tasks]
+        # a candidate is set aside before training, so what it learned is not of the past
+        past = preflight.past_tasks(promotion.in_use(run) if run else ())
+        findings = preflight.check(tasks, loaded.codec, loaded.settings, setting.progress, past=past)
     if setting.ranks.is_main_process:
         if run is None:
             run_directory.save_config(out, config)
@@ -164,18 +182,3 @@ def load(setting: Setting, todo: Todo) -> LoadedModel:
             stage_writer.write_manifest(run, loaded)
         preflight.write(run, findings)
     return loaded
-
-
-def _check_rows(setting: Setting, todo: Todo, run: RunDirectory | None, loaded: LoadedModel) -> list[Finding]:
-    """Encode all that will be encoded; say what was found and refuse what would end or spoil the run.
-
-    Raises:
-        DataError: listing every row that cannot be learned from or scored.
-    """
-    tasks = [task for _, tasks in todo for task in tasks]
-    past = preflight.past_tasks(run.stages if run else ())
-    findings = preflight.examine(tasks, loaded.codec, loaded.settings, past=past)
-    preflight.refuse(findings)
-    for finding in findings:
-        setting.progress.say(f"note: {finding}")
-    return findings

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from aimmerging.data.loading import TaskSource
 from aimmerging.report import page as report
 from aimmerging.run import stage_writer
-from aimmerging.store import files, records, run_directory
+from aimmerging.store import files, promotion, records, run_directory
 from aimmerging.store.run_directory import WORKING, RunDirectory
 from aimmerging.training.progress import Progress
 
@@ -45,6 +45,12 @@ def clear_up(out: Path, added: TaskSource | None, progress: Progress, *, done: b
             settle(run, added)  # a run that was killed right after its last commit did not come to it
 
 
+def set_candidates_aside(out: Path, progress: Progress) -> None:
+    """Move the stages after the promoted one out of the way, and say where they lie."""
+    for folder in promotion.set_aside(RunDirectory.open(out)):
+        progress.say(f"training goes on from the promoted stage; the candidate lies in {folder}")
+
+
 def unsettled(run: RunDirectory) -> list[Path]:
     """Working folders of stages that are committed: the process was killed before all followed from the commit."""
     folders = [run.path / WORKING / stage.path.name for stage in run.stages]
@@ -63,6 +69,7 @@ def settle(run: RunDirectory, added: TaskSource | None) -> None:
     if added is not None and added not in run.config.tasks:
         config = run.config.model_copy(update={"tasks": [*run.config.tasks, added]})
         run_directory.save_config(run.path, config)
+    promotion.settle(run)
     stage_writer.update_manifest(run)
     records.write(run.path / "scores.json", run.scores())
     report.write_report(run)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from aimmerging.benchmarks import many_skills, skills, tiny_base
-from aimmerging.config import ModelConfig, RunConfig, unknown
+from aimmerging.config import ModelConfig, RunConfig
 from aimmerging.data.loading import load_stream
+from aimmerging.data.schema_problems import unknown
 from aimmerging.data.tasks import TaskStream
 from aimmerging.errors import ConfigError
 from aimmerging.training.encoding import Codec

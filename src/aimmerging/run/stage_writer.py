@@ -14,7 +14,7 @@ from aimmerging.run import kept_logits
 from aimmerging.run.learning import Trained
 from aimmerging.run.scoring import EvaluationSet, save_evaluation_sets
 from aimmerging.store import files, records
-from aimmerging.store.records import BaseModelRecord, Manifest, MemoryCount, Source, StageRecord
+from aimmerging.store.records import BaseModelRecord, Gate, Manifest, MemoryCount, Source, StageRecord
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.store.tensor_tree import save_state
 from aimmerging.training.models import TRAINED, LoadedModel, save_adapter
@@ -82,13 +82,17 @@ class Results(NamedTuple):
         before: points of the new task with the last stage's adapter.
         memory: rows kept of the task.
         warnings: of a training that may have taught nothing.
+        changed: values in place of the run's.
+        gate: how the run's gate judged the stage.
     """
 
     scores: dict[str, float]
     zero_shot: dict[str, float]
     before: float | None
     memory: MemoryCount | None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
+    changed: dict[str, Any]
+    gate: Gate | None
 
 
 def write_stage(

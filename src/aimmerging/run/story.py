@@ -12,13 +12,15 @@ from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.run import learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
+from aimmerging.run.changes import config_changes
+from aimmerging.run.gating import judge_stage
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
-from aimmerging.store import run_directory
+from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.store.tensor_tree import load_state
 from aimmerging.training.models import LoadedModel, adapter_active, read_adapter
-from aimmerging.training.progress import Progress
+from aimmerging.training.progress import LOG, Progress
 
 
 def run(
@@ -32,9 +34,6 @@ def run(
         base: folder that relative paths of tasks start from.
         progress: told what goes on.
         accept_changes: go on although versions, or values of :data:`aimmerging.run.changes.ACCEPTABLE`, changed.
-
-    Returns:
-        `out`.
 
     Raises:
         AimmergingError: the tasks, model, configuration or run directory are not fit; before any training.
@@ -51,26 +50,42 @@ def run(
 def run_stream(
     config: RunConfig, stream: TaskStream, out: Path, *, progress: Progress | None = None, accept_changes: bool = False
 ) -> Path:
-    """As :func:`run`, with tasks that are already loaded."""
+    """As :func:`run`, with tasks that are already loaded; ends early at a stage that the gate does not promote."""
     setting = Setting.of(config, out, progress, accept=accept_changes)
     if config.single_task == "train":
-        alone = config.model_copy(update={"method": "single_task", "single_task": "none"})
+        alone = config.model_copy(update={"method": "single_task", "single_task": "none", "gate": None})
         run_stream(alone, stream, out / "single_task", progress=progress, accept_changes=accept_changes)
     return _learn_all(setting, lambda: preparation.stages_to_do(setting, stream))
 
 
 def learn(
-    out: Path, task: Task, source: TaskSource, *, progress: Progress | None = None, accept_changes: bool = False
+    out: Path,
+    task: Task,
+    source: TaskSource,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    accept_changes: bool = False,
 ) -> Path:
     """Add one task to an existing run, with the run's own configuration: the production case.
 
-    The data of earlier tasks is not needed: their memory and test rows lie in the run directory.
+    The data of earlier tasks is not needed: their memory and test rows lie in the run directory. Training goes on from
+    the promoted stage; stages after it are set aside.
+
+    Args:
+        out: run directory.
+        task: the new task.
+        source: where it comes from, for config.yaml.
+        overrides: `a.b=c`, values for this task only.
+        progress: told what goes on.
+        accept_changes: see :func:`run`.
 
     Raises:
         RunDirectoryError: no run, or it knows a task of this name.
+        ConfigError: an override is wrong, or of a value that holds for the whole run.
     """
     known = RunDirectory.open(out)
-    setting = Setting.of(known.config, out, progress, accept=accept_changes)
+    setting = Setting.of(known.config, out, progress, accept=accept_changes, overrides=overrides)
     todo = preparation.stage_to_add(setting, known, task)
     reference = out / "single_task"
     if known.config.single_task == "train" and task.name not in run_directory.learned_tasks(reference):
@@ -87,19 +102,24 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
         if ranks.is_main_process:
             recovery.clear_up(out, added, setting.progress, done=not todo)
         if not todo:
-            setting.progress.say(f"{out}: all tasks are learned already")
+            messages.say_nothing_to_do(out, setting.progress)
             return out
         preparation.check_scorable(setting, todo)
         loaded = preparation.load(setting, todo)
+        if ranks.is_main_process:
+            recovery.set_candidates_aside(out, setting.progress)
         ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
         committed = RunDirectory.open(out)
-        for index, tasks in todo:
-            _learn_stage(setting, loaded, committed, index, tasks)
-            ranks.wait_for_everyone()  # the stage is committed
-            committed = RunDirectory.open(out)
-            if ranks.is_main_process:
-                recovery.settle(committed, added)
-            ranks.wait_for_everyone()
+        with setting.progress.kept_in(out / LOG if ranks.is_main_process else None):
+            for index, tasks in todo:
+                _learn_stage(setting, loaded, committed, index, tasks)
+                ranks.wait_for_everyone()  # the stage is committed
+                committed = RunDirectory.open(out)
+                if ranks.is_main_process:
+                    recovery.settle(committed, added)
+                ranks.wait_for_everyone()
+                if promotion.candidate(committed):
+                    break
     return out
 
 
@@ -110,13 +130,14 @@ def _learn_stage(
 
     All that it goes on from is read from the last stage and the working folder, so the process may be a new one.
     """
-    config, ranks, progress, past = setting.config, setting.ranks, setting.progress, committed.stages
+    config, ranks, progress, past = setting.task_config, setting.ranks, setting.progress, committed.stages
     method, title = deepcopy(setting.method), stage_writer.stage_title(tasks)
     carried = load_state(past[-1].path / "method") if past else None
     first = index - len(tasks) + 1
     sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, first)]
     scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
-    working = preparation.working_folder(setting, index, tasks)
+    changed = {change.key: change.now for change in config_changes(committed, config)}
+    working = preparation.working_folder(setting, index, tasks, changed)
     with working.told_at_the_end(title):
         last = read_adapter(past[-1].path / "adapter") if past and not method.alone else None
         before = scoring.score_before(scorer, method, last, sets, working)
@@ -142,7 +163,9 @@ def _learn_stage(
             with trained.costs.measure("evaluation"):
                 earlier = [] if method.alone else EvaluationSet.saved(past)
                 scores = scorer.scores([*earlier, *sets], folder / "predictions")
-            found = stage_writer.Results(scores, before["zero_shot"], before["scores"].get(title), kept, warnings)
+            gate = judge_stage(config.gate, past, [*earlier, *sets], folder / "predictions")
+            began = (before["zero_shot"], before["scores"].get(title))
+            found = stage_writer.Results(scores, *began, kept, warnings, changed, gate)
             stage_writer.write_stage(
                 folder, config, trained, loaded, tasks, sets, method, index=index, results=found, adapter=adapter
             )

@@ -121,6 +121,38 @@ class MemoryCount(Record):
     limit: Count
 
 
+class GateTask(Record):
+    """What a gate found on one task, see :class:`aimmerging.core.gate.TaskVerdict`."""
+
+    task: str
+    rows: Count
+    before: float | None = None
+    after: float
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+    fault: str = ""
+
+
+class Gate(Record):
+    """How a stage was judged before it was committed; `against` is the folder of the stage promoted then."""
+
+    promoted: bool
+    against: str | None = None
+    policy: dict[str, Any]
+    floors_without_task: tuple[str, ...] = ()
+    tasks: tuple[GateTask, ...]
+
+
+class Promotion(Record):
+    """promoted.json: the folder of the stage in use, how many stages were committed then, and who decided it."""
+
+    stage: str | None = None
+    by: str
+    stages: Count
+
+
 class Source(Record):
     """Where the rows of a task came from, their content hash, and how many each split has."""
 
@@ -148,6 +180,8 @@ class StageRecord(Record):
         before: points of the new task right before it was learned.
         warnings: of a training that may have taught nothing.
         memory: rows kept of the task.
+        changed: values that this stage was learned with in place of the run's.
+        gate: how the run's gate judged the stage.
         costs: of this stage.
         truncation: of this stage.
         hashes: SHA-256 by kind of file.
@@ -168,6 +202,8 @@ class StageRecord(Record):
     before: float | None = None
     memory: MemoryCount | None = None
     warnings: tuple[str, ...] = ()
+    changed: dict[str, Any] = {}
+    gate: Gate | None = None
     costs: Costs
     truncation: Truncation = Truncation()
     hashes: dict[str, str | None] = {}

@@ -37,6 +37,16 @@ class Stage:
     path: Path
     record: StageRecord
 
+    @classmethod
+    def open(cls, folder: Path) -> "Stage":
+        """Read a committed stage.
+
+        Raises:
+            RunDirectoryError: a file is missing or of another size, or stage.json is not the one that was committed.
+        """
+        check(folder, hashes={"stage.json"}, without=_dropped(folder))
+        return cls(folder, records.read(StageRecord, folder / "stage.json"))
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks learned in this stage: one, or all of them in a joint run."""
@@ -98,8 +108,7 @@ class RunDirectory:
                 raise RunDirectoryError(
                     f"{folder} leads out of the run directory; put back the folder that was committed"
                 )
-            check(folder, hashes={"stage.json"}, without=_dropped(folder))
-            stages.append(Stage(folder, records.read(StageRecord, folder / "stage.json")))
+            stages.append(Stage.open(folder))
         stages.sort(key=lambda stage: stage.record.index)
         return cls(path, _read_config(path), tuple(stages))
 

@@ -12,6 +12,8 @@ accelerate.
 | `_load_rng_state` | the random states of every process come from our state | another order of dropout masks |
 | `_run_epoch` | a checkpoint of the very last step is complete | one step more than was asked for |
 | `_get_train_sampler` | rows of similar length share a batch | any order, a quarter of the work is padding |
+
+One method is called and not overridden, so a release without it would say so: `_set_signature_columns_if_needed`.
 """
 
 from pathlib import Path
@@ -50,6 +52,14 @@ def check_hooks(trainer: type) -> None:
 
 
 check_hooks(Trainer)
+
+
+def collated_columns(trainer: Any) -> set[str] | None:
+    """Columns of the training rows that the trainer leaves for its collator; None where it leaves all of them."""
+    if not trainer.args.remove_unused_columns:
+        return None
+    trainer._set_signature_columns_if_needed()
+    return set(trainer._signature_columns)
 
 
 class TrainerHooks:

@@ -22,6 +22,7 @@ from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import TrainerHooks
+from aimmerging.training.memory_folder import Memory, recall, remember
 from aimmerging.training.method import Method
 from aimmerging.training.rehearsal import Riders, join
 from aimmerging.training.session import RehearsalSettings, Session
@@ -58,6 +59,9 @@ class _MethodCallback(TrainerCallback):
         guard.check_trained(session, self.trainer.unmoved)
         self.trainer.method.after_task(session)
         session.costs.count_positions(session.uncounted, session.sum_over_ranks)
+        if self.trainer.memory_folder is not None:
+            with session.costs.measure("memory"):
+                remember(self.trainer.memory_folder, self.trainer)
         self.settle(session.costs)
 
     def settle(self, costs: RunningCosts, rehearsed: float = 0.0) -> None:
@@ -80,7 +84,8 @@ class ContinualMixin(TrainerHooks):
     Args (besides the trainer's own):
         method: a continual-learning method, e.g. :class:`aimmerging.methods.aim.Aim`.
         memory: tokenised rows of past tasks, by task in the order learned, as the data collator takes them; empty for
-            the first task.
+            the first task. Or a :class:`~aimmerging.training.memory_folder.Memory`, which is read now and filled when
+            training ends.
         answers: stored answer logits of the same rows, for distillation.
         rehearsal: how to probe and rehearse.
 
@@ -93,7 +98,7 @@ class ContinualMixin(TrainerHooks):
         self,
         *args: Any,
         method: Method,
-        memory: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        memory: Mapping[str, Sequence[Mapping[str, Any]]] | Memory | None = None,
         answers: Mapping[str, Sequence[AnswerLogits]] | None = None,
         rehearsal: RehearsalSettings | None = None,
         **kwargs: Any,
@@ -110,6 +115,9 @@ class ContinualMixin(TrainerHooks):
         if method.merges and hasattr(trainer.model, "peft_config"):
             check_plain_lora(trainer.model, type(method).__name__)
         self.method = method
+        self.memory_folder = memory if isinstance(memory, Memory) else None
+        if isinstance(memory, Memory):
+            memory, answers = recall(memory, trainer, method, answers)
         self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
         self.session.in_step.joint = super().compute_loss.__func__ is Trainer.compute_loss  # pyright: ignore[reportAttributeAccessIssue]
         self.unmoved: list[torch.Tensor] | None = None

@@ -1,0 +1,162 @@
+"""The commands that use a run's stages: score, answer, export, promote, roll back."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aimmerging.commands.options import (
+    ColumnsOption,
+    JsonOption,
+    RunArgument,
+    StageOption,
+    print_json,
+    print_table,
+    telling,
+)
+from aimmerging.errors import ConfigError
+
+app = typer.Typer()
+
+
+@app.command(name="eval")
+def evaluate(
+    run_dir: RunArgument,
+    task: Annotated[
+        str | None, typer.Option(help="Score on a file's rows or the test rows of a folder or hf:org/name instead.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="With --task: its name.")] = None,
+    metric: Annotated[str, typer.Option(help="With --task: its metric.")] = "exact_match",
+    columns: ColumnsOption = None,
+    stage: StageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score the promoted adapter on every task it learned, or on another one."""
+    from aimmerging.commands.inference import score_run, task_at
+    from aimmerging.config import parse_columns
+
+    if columns is not None and task is None:
+        raise ConfigError("--columns names the columns of --task; give both, or neither")
+    other = None if task is None else task_at(task, name, metric, parse_columns(columns))
+    with telling() as progress:
+        result = score_run(run_dir, other, progress, stage)
+    if as_json:
+        print_json(result)
+        return
+    rows = [[label, str(result["rows"][label]), f"{score:.1f}"] for label, score in result["scores"].items()]
+    print_table(f"Scores after learning {result['after']}", ["task", "rows", "points"], rows)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def predict(
+    run_dir: RunArgument,
+    text: Annotated[str | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
+    input_file: Annotated[Path | None, typer.Option("--input", help="File of rows with inputs.")] = None,
+    columns: ColumnsOption = None,
+    stage: StageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a text, or each row of a file, with the promoted adapter.
+
+    \b
+    aimmerging predict RUN "TEXT"            prints the answer
+    aimmerging predict RUN --input FILE      prints one JSON object a row
+    aimmerging predict RUN -- "--TEXT"       a text that is an option's name
+    """
+    import json
+
+    from aimmerging.commands.inference import answer, rows_at
+    from aimmerging.config import parse_columns
+
+    rows, notes = rows_at(text, input_file, None if columns is None else parse_columns(columns))
+    with telling() as progress:
+        for note in notes:
+            progress.say(f"note: {note}")
+        for record in answer(run_dir, rows, progress, stage):
+            if text is None:
+                typer.echo(json.dumps(record, ensure_ascii=False))
+            elif as_json:
+                print_json(record)
+            else:
+                typer.echo(record["prediction"])
+
+
+@app.command()
+def export(
+    run_dir: RunArgument,
+    to: Annotated[Path | None, typer.Option(help="New folder.")] = None,
+    all_stages: Annotated[
+        Path | None, typer.Option("--all-stages", help="New folder for every stage's adapter, as vLLM reads them.")
+    ] = None,
+    max_lora_rank: Annotated[
+        int | None, typer.Option("--max-lora-rank", min=1, help="Of the server; a larger rank is refused.")
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="Fold the adapter into the base: one full model.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --merged: float32, bfloat16 or float16; default: the base's.")
+    ] = None,
+    stage: StageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the promoted adapter (PEFT) or a full model that transformers and vLLM load; checks the logits."""
+    if (to is None) == (all_stages is None):
+        raise ConfigError("give either --to DIR or --all-stages DIR")
+    if all_stages is not None and (merged or dtype is not None or stage is not None):
+        raise ConfigError(
+            "--all-stages writes every stage's adapter; leave --merged, --dtype and --stage out, or give --to DIR"
+        )
+    from aimmerging.commands.export_stages import adapter_rank, check_ranks, export_stages
+    from aimmerging.store import promotion
+    from aimmerging.store.run_directory import RunDirectory
+
+    if to is None:
+        written = export_stages(run_dir, Path(str(all_stages)), max_lora_rank=max_lora_rank)
+        if as_json:
+            print_json(written)
+        else:
+            typer.echo(f"{len(written['ranks'])} adapters written to {written['to']}")
+        return
+    if max_lora_rank is not None and not merged:
+        chosen = promotion.choose(RunDirectory.open(run_dir), stage)
+        check_ranks({chosen.path.name: adapter_rank(chosen)}, max_lora_rank)
+    from aimmerging.commands.export import export as export_run
+
+    with telling() as progress:
+        result = export_run(run_dir, to, merged=merged, dtype=dtype, progress=progress, stage=stage)
+    if as_json:
+        print_json(result)
+        return
+    gap = result["logit_gap"]
+    typer.echo(f"{result['kind']} of base {result['base']} written to {result['to']}")
+    typer.echo(f"largest logit gap {gap['largest']:.2e} ({gap['relative']:.1e} of the largest), {gap['rows']} rows")
+
+
+@app.command()
+def promote(
+    run_dir: RunArgument,
+    stage: Annotated[str | None, typer.Option(help="Number or task of a stage; default: the candidate.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a stage the one that predict, eval, export and the next learn use, whatever its gate found."""
+    from aimmerging.commands import promotion
+
+    _show_promoted(run_dir, promotion.promote(run_dir, stage), as_json=as_json)
+
+
+@app.command()
+def rollback(
+    run_dir: RunArgument,
+    to: Annotated[str, typer.Option(help="Number or task of an earlier stage.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Go back to an earlier stage: predict, eval, export and the next learn use it."""
+    from aimmerging.commands import promotion
+
+    _show_promoted(run_dir, promotion.roll_back(run_dir, to), as_json=as_json)
+
+
+def _show_promoted(run_dir: Path, record: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(record)
+    else:
+        typer.echo(f"{run_dir}: stage {record['promoted']} is promoted")

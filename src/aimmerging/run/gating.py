@@ -1,0 +1,54 @@
+"""Judge a stage that is about to be committed by the run's gate, on the predictions that both stages keep."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from aimmerging.config import GateConfig
+from aimmerging.core.gate import judge
+from aimmerging.errors import RunDirectoryError
+from aimmerging.run.scoring import EvaluationSet
+from aimmerging.store import records
+from aimmerging.store.records import Gate, GateTask, Prediction
+from aimmerging.store.run_directory import Stage, stage_slug
+
+
+def judge_stage(
+    gate: GateConfig | None, past: Sequence[Stage], sets: Sequence[EvaluationSet], predictions: Path
+) -> Gate | None:
+    """What stage.json says of the gate; None without one.
+
+    Args:
+        gate: of the run.
+        past: committed stages, the promoted one last.
+        sets: all tasks that were scored, the new one included.
+        predictions: folder of the stage's predictions.
+
+    Raises:
+        RunDirectoryError: the rows that the promoted stage answered are others.
+    """
+    if gate is None:
+        return None
+    before: dict[str, list[float]] = {}
+    after: dict[str, list[float]] = {}
+    for one in sets:
+        name = f"{stage_slug(one.place, one.name)}.jsonl"
+        new = records.read_lines(Prediction, predictions / name)
+        after[one.name] = [row.score for row in new]
+        path = past[-1].path / "predictions" / name if past else None
+        if path is not None and path.exists():
+            old = records.read_lines(Prediction, path)
+            if [row.id for row in old] != [row.id for row in new]:
+                raise RunDirectoryError(
+                    f"{path} holds answers to other rows than the test rows of {one.name!r} now, so the gate cannot "
+                    "compare them; put the run directory back from a copy"
+                )
+            before[one.name] = [row.score for row in old]
+    level = gate.level if gate.test == "paired" else None
+    verdicts = judge(before, after, max_drop=gate.max_drop, floors=gate.floors, level=level)
+    return Gate(
+        promoted=not any(verdict.fault for verdict in verdicts),
+        against=past[-1].path.name if past else None,
+        policy=gate.model_dump(mode="json"),
+        floors_without_task=tuple(sorted(gate.floors.keys() - after.keys())),
+        tasks=tuple(GateTask(**verdict._asdict()) for verdict in verdicts),
+    )
