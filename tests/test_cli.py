@@ -325,6 +325,7 @@ def test_doctor_counts_what_a_configuration_would_do(tmp_path, tiny_t5):
         "updates": 32,
         "cut_inputs": 16,
         "cut_outputs": 16,
+        "warnings": [],
     }
     assert "would run" in command("doctor", config).out
     assert files_of(tmp_path).keys() == {"config.yaml", "alpha/train.jsonl", "alpha/test.jsonl"}

@@ -76,6 +76,8 @@ def test_one_process_with_the_same_global_batch_ends_at_the_same_place(ranks, ba
     assert far(adapter(alone), both) < 2e-6
     assert far(adapter(continual(base, tmp_path, Method(), dropout=0.0)), both) > 1e-3
     counts = account[base.name]["merged"]["counts"]
+    # how much is padded depends on which rows share a micro-batch, and two processes split a step otherwise than one
+    counts = {name: count for name, count in counts.items() if name != "padding"}
     assert counts == {name: getattr(alone.session.costs, name) for name in counts}
     for ours, theirs in zip(alone.session.events, account[base.name]["merged"]["events"], strict=True):
         for name in ("loss", "memory_loss", "change_total"):

@@ -8,6 +8,8 @@ from command_line import command, refused
 from short_runs import files_of, read_rows
 
 from aimmerging.run import preflight
+from aimmerging.store.records import Finding
+from aimmerging.store.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -61,12 +63,12 @@ def test_predictions_of_the_task_are_gone_from_the_report(run):
 
 def test_so_is_what_was_found_in_its_rows(run):
     texts, others = texts_of(run, "01-alpha"), texts_of(run, "02-beta")
-    found = {task: preflight.Finding("unknown", task, "train", 1, f"quotes {row}") for task, row in
+    found = {task: Finding(kind="unknown", task=task, split="train", rows=1, text=f"quotes {row}") for task, row in
              (("alpha", texts[0]), ("beta", others[0]))}  # fmt: skip
-    preflight.write(run, list(found.values()))
+    preflight.write(RunDirectory.open(run), list(found.values()))
     assert "findings.json: what was found in rows of alpha" in drop(run, "--json").json["deleted"]
     assert left_of(run, texts) == []
-    assert [finding["text"] for finding in preflight.read(run)] == [found["beta"].text]
+    assert [finding.text for finding in RunDirectory.open(run).findings()] == [found["beta"].text]
     assert not [name for name in drop(run, "--json").json["deleted"] if "findings" in name]
 
 

@@ -42,7 +42,7 @@ def test_a_rank_that_the_server_does_not_take_is_named_and_nothing_is_written(tr
 def test_one_place_is_named(trained, tmp_path):
     assert "either --to DIR or --all-stages DIR" in refused("export", trained.run)
     words = ("--all-stages", tmp_path / "all", "--merged")
-    assert "leave --merged and --stage out" in refused("export", trained.run, *words)
+    assert "leave --merged, --dtype and --stage out" in refused("export", trained.run, *words)
 
 
 def test_answers_come_a_batch_at_a_time(trained, tmp_path, monkeypatch):

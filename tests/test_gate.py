@@ -14,9 +14,12 @@ from short_runs import read_rows, task_files
 from aimmerging.config import resolve
 from aimmerging.core.gate import judge
 from aimmerging.core.paired import paired_interval
-from aimmerging.errors import ConfigError
+from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.run.gating import judge_stage
-from aimmerging.store import promotion, run_directory
+from aimmerging.run.scoring import EvaluationSet
+from aimmerging.store import files, promotion, records
+from aimmerging.store.records import Gate
+from aimmerging.store.run_directory import RunDirectory
 
 
 def verdict(before, after, *, max_drop=2.0, level=0.05, **floors):
@@ -98,8 +101,8 @@ def pointer(run):
 
 @pytest.mark.slow
 def test_without_a_gate_the_last_stage_is_in_use(run):
-    assert promotion.promoted(run).path.name == "02-beta"
-    assert promotion.candidate(run) is None
+    assert promotion.promoted(RunDirectory.open(run)).path.name == "02-beta"
+    assert promotion.candidate(RunDirectory.open(run)) is None
     assert not (run / "promoted.json").exists()
     assert "Stage in use" not in (run / "report.html").read_text()
     assert "no candidate" in refused("eval", run, "--stage", "candidate")
@@ -125,7 +128,7 @@ def test_rollback_and_promote_move_what_is_in_use(run):
 @pytest.mark.slow
 def test_stages_are_known_by_number_task_and_folder(run):
     for name in (1, "alpha", "01-alpha"):
-        assert promotion.choose(run, str(name)).path.name == "01-alpha"
+        assert promotion.choose(RunDirectory.open(run), str(name)).path.name == "01-alpha"
     assert "did you mean 'alpha'" in refused("predict", run, "x", "--stage", "alpah")
     assert "Its stages are 1 (alpha), 2 (beta)" in refused("export", run, "--to", run / "x", "--stage", "7")
 
@@ -140,13 +143,14 @@ def test_a_pointer_that_names_nothing_is_refused(run):
 @pytest.mark.slow
 def test_a_kill_before_the_pointer_is_written_loses_nothing(run):
     """Stage 2 failed its gate and the process died before promoted.json: the stage's own record decides."""
-    stages = run_directory.committed_stages(run)
-    stages[1].record["gate"] = {"promoted": False}
-    run_directory.write_json(run / "stages/02-beta/stage.json", stages[1].record)
+    judged = Gate(promoted=False, policy={}, tasks=())
+    record = RunDirectory.open(run).stages[1].record.model_copy(update={"gate": judged})
+    records.write(run / "stages/02-beta/stage.json", record)
     (run / "stages/02-beta/COMMITTED").write_text("1\n")
-    assert promotion.promoted(run).path.name == "01-alpha"
-    assert promotion.candidate(run).path.name == "02-beta"
-    promotion.settle(run)
+    opened = RunDirectory.open(run)
+    assert promotion.promoted(opened).path.name == "01-alpha"
+    assert promotion.candidate(opened).path.name == "02-beta"
+    promotion.settle(opened)
     assert (pointer(run)["stage"], pointer(run)["stages"]) == ("01-alpha", 2)
 
 
@@ -190,19 +194,17 @@ def test_values_of_the_whole_run_are_not_changed_for_one_task(run, tmp_path):
 
 @pytest.mark.slow
 def test_the_gate_refuses_rows_that_are_not_those_it_knows(run):
-    stages = run_directory.committed_stages(run)
+    stages = RunDirectory.open(run).stages
     gate = resolve({"benchmark": "skills", "gate": {}}).gate
-    from aimmerging.run.scoring import Quiz
-
     new = run.parent / "predictions"
     shutil.copytree(run / "stages/02-beta/predictions", new)
-    found = judge_stage(gate, stages, Quiz.saved(stages), new)
-    assert found["promoted"]
-    assert [task["change"] for task in found["tasks"]] == [0.0, 0.0]
+    found = judge_stage(gate, stages, EvaluationSet.saved(stages), new)
+    assert found.promoted
+    assert [task.change for task in found.tasks] == [0.0, 0.0]
     path = new / "01-alpha.jsonl"
-    run_directory.write_jsonl(path, list(reversed(read_rows(path))))
-    with pytest.raises(run_directory.RunDirectoryError, match="other rows"):
-        judge_stage(gate, stages, Quiz.saved(stages), new)
+    files.write_jsonl(path, list(reversed(read_rows(path))))
+    with pytest.raises(RunDirectoryError, match="other rows"):
+        judge_stage(gate, stages, EvaluationSet.saved(stages), new)
 
 
 @pytest.mark.slow
@@ -234,9 +236,9 @@ def test_the_scripted_month(tmp_path, capsys):
     script = runpy.run_path(str(Path(__file__).parents[1] / "examples/month.py"))
     script["month"](tmp_path)
     run = tmp_path / "run"
-    aside = run_directory.read_json(run / "set_aside/04-refunds/stage.json")
-    fourth = run_directory.read_json(run / "stages/04-refunds/stage.json")
-    third = run_directory.read_json(run / "stages/03-calls/stage.json")
+    aside = files.read_json(run / "set_aside/04-refunds/stage.json")
+    fourth = files.read_json(run / "stages/04-refunds/stage.json")
+    third = files.read_json(run / "stages/03-calls/stage.json")
     assert [record["gate"]["promoted"] for record in (third, aside, fourth)] == [True, False, True]
     assert aside["gate"]["against"] == fourth["gate"]["against"] == "03-calls"
     points = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[-4:]}

@@ -28,8 +28,10 @@ class Watch(Sequential):
 
     def before_step(self, session):
         if session.step == 0:
+            gradients = [value.grad for value in session.adapter]
             self.look(session, session._prepared(session.trainer.train_dataset[:3]))
-            session.trainer.model.zero_grad()
+            for value, gradient in zip(session.adapter, gradients, strict=True):
+                value.grad = gradient
 
 
 def look(folder, out, call, **options):

@@ -7,7 +7,7 @@ from report_fixture import build_run
 
 from aimmerging.errors import RunDirectoryError
 from aimmerging.report.page import write_report
-from aimmerging.store import files, records, run_directory
+from aimmerging.store import files, records, run_directory, signal_records
 from aimmerging.store.records import Costs, Memory, Prediction, StageRecord
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.costs import RunningCosts
@@ -62,9 +62,9 @@ def test_signals_come_back_as_they_went_with_what_a_method_adds(tmp_path):
         {"kind": "skipped", "step": 2, "what": "gradient of the task"},
         {"kind": "of a method", "value": 1.0},
     ]
-    records.write_signals(tmp_path / "signals.jsonl", events)
+    signal_records.write_signals(tmp_path / "signals.jsonl", events)
     assert [json.loads(line) for line in (tmp_path / "signals.jsonl").read_text().splitlines()] == events
-    assert [signal.to_json() for signal in records.read_signals(tmp_path / "signals.jsonl")] == events
+    assert [signal.to_json() for signal in signal_records.read_signals(tmp_path / "signals.jsonl")] == events
 
 
 def test_a_memory_record_holds_what_was_given_and_no_more(tmp_path):

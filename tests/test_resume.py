@@ -332,8 +332,8 @@ def test_a_run_that_stops_at_nan_says_what_is_kept(files, tiny_t5, tmp_path, mon
     run(resolve(skipping), tmp_path, base=files, accept_changes=True)
 
 
-NAMED = {("does not move", "reference"): "the 'ratio' rule needs finite values above zero"}
-"""Cases in which a preset's rule has no answer, and the words of the error that says so."""
+NAMED = {"does not move": "no weight moved in step 1"}
+"""Cases that teach nothing, and the words of the error that says so after the first step."""
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference", "default"])
@@ -341,7 +341,7 @@ NAMED = {("does not move", "reference"): "the 'ratio' rule needs finite values a
     "case", ["empty memory", "one row", "one class", "seen twice", "no rehearsal", "does not move"]
 )
 def test_edges_are_defined(tiny_t5, tmp_path, preset, case):
-    """Each ends with finite scores, or with an error that says why the preset has no answer to it."""
+    """Each ends with finite scores, or with an error that says why there is no answer to it."""
     for name in TASKS:
         task_files(tmp_path, name, train=1 if case == "one row" else 8)
     own = values(tiny_t5, preset=preset, controller={"interval": 4, "rehearsal_steps": 4, "cold_start": 1})
@@ -358,8 +358,8 @@ def test_edges_are_defined(tiny_t5, tmp_path, preset, case):
         own["controller"]["rehearsal_steps"] = 0
     if case == "does not move":
         own["training"]["learning_rate"] = 1e-45
-    if (case, preset) in NAMED:
-        with pytest.raises(AimmergingError, match=NAMED[case, preset]):
+    if case in NAMED:
+        with pytest.raises(AimmergingError, match=NAMED[case]):
             run(resolve(own), tmp_path / "run", base=tmp_path)
         return
     run(resolve(own), tmp_path / "run", base=tmp_path)

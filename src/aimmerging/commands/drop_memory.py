@@ -40,7 +40,7 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
         for folder in own:
             _check_inside(run, folder)
         dropped = [_drop(folder, task) for folder in own]
-    return dropped[0].to_json()
+    return {"schema_version": files.SCHEMA_VERSION, **dropped[0].to_json()}
 
 
 def _all_stages(run: Path) -> list[Stage]:

@@ -1,8 +1,8 @@
 """What is wrong with values that do not fit a pydantic model, in words that a user can act on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,12 +27,16 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 def _place(location: Sequence[int | str], model: Any) -> str:
     """Full name of a value; pydantic also lists which of several allowed types it tried, and that is left out."""
     parts: list[str] = []
+    mapping = False
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or (mapping and not part.startswith("dict[")):
             parts.append(str(part))
+            mapping = False
         elif model is not None:
             parts.append(part)
-            model = next((kind for kind in _kinds(_fields(model).get(part)) if _fields(kind)), None)
+            kinds = _kinds(_fields(model).get(part))
+            model = next((kind for kind in kinds if _fields(kind)), None)
+            mapping = model is None and any(get_origin(kind) in (dict, Mapping) for kind in kinds)
     return ".".join(parts)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aimmerging.report.run_view import RunView, StageView
-from aimmerging.store.records import Merge
+from aimmerging.store.signal_records import Merge
 
 Figure = dict[str, Any]
 

@@ -19,14 +19,13 @@ from aimmerging.store.records import (
     Finding,
     Manifest,
     Memory,
-    Merge,
     Prediction,
     Scores,
     StageRecord,
-    Step,
     total_costs,
 )
 from aimmerging.store.run_directory import RunDirectory, Stage
+from aimmerging.store.signal_records import Merge, Step, read_signals
 
 SHOWN_MISTAKES = 5
 """Wrong answers kept of each task."""
@@ -181,7 +180,7 @@ def _check_scores(run: RunDirectory, scores: Scores) -> None:
 
 
 def _stage_view(stage: Stage) -> StageView:
-    signals = records.read_signals(stage.path / "signals.jsonl")
+    signals = read_signals(stage.path / "signals.jsonl")
     return StageView(
         stage=stage,
         steps=tuple(signal for signal in signals if isinstance(signal, Step)),

@@ -16,6 +16,7 @@ from aimmerging.run.scoring import EvaluationSet, save_evaluation_sets
 from aimmerging.store import files, records
 from aimmerging.store.records import BaseModelRecord, Gate, Manifest, MemoryCount, Source, StageRecord
 from aimmerging.store.run_directory import RunDirectory
+from aimmerging.store.signal_records import write_signals
 from aimmerging.store.tensor_tree import save_state
 from aimmerging.training.models import TRAINED, LoadedModel, save_adapter
 
@@ -140,7 +141,7 @@ def write_stage(
         sources=tuple(map(_source, tasks)),
         finished=now(),
     )
-    records.write_signals(folder / "signals.jsonl", trained.events)
+    write_signals(folder / "signals.jsonl", trained.events)
     records.write(folder / "stage.json", record)
     save_evaluation_sets(folder, sets)
     kept_logits.save(folder, loaded.model, loaded.codec, sets)

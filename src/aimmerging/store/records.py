@@ -5,9 +5,9 @@ stand in the order in which they are written. The schema version is not a field:
 checks it. What each file is for: docs/files.md.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
@@ -304,7 +304,7 @@ class Findings(Record):
     findings: tuple[Finding, ...] = ()
 
 
-class _Sparse(Record):
+class Sparse(Record):
     """A record of which only the values that were given are written."""
 
     def to_json(self) -> dict[str, Any]:
@@ -312,7 +312,7 @@ class _Sparse(Record):
         return self.model_dump(exclude_unset=True)
 
 
-class Memory(_Sparse):
+class Memory(Sparse):
     """memory.json: what is kept of a task; after a drop `rows` is 0 and `dropped_at` says when."""
 
     task: str
@@ -324,66 +324,6 @@ class Memory(_Sparse):
     rows: Count
     rows_before: Count | None = None
     sha256: str | None = None
-
-
-class Signal(_Sparse):
-    """One line of signals.jsonl. A method may add values of its own."""
-
-    model_config = ConfigDict(extra="allow")
-
-    kind: str
-
-
-class Step(Signal):
-    """One optimizer step on the task; `memory_loss` and `phase` are None on steps without a probe.
-
-    Phases: c collects losses for the threshold, t sets it, q quiet, h hit, f forced.
-    """
-
-    step: Count
-    loss: float | None = None
-    learning_rate: float | None = None
-    memory_loss: float | None = None
-    phase: Literal["c", "t", "q", "h", "f"] | None = None
-    threshold: float | None = None
-    interval: Count | None = None
-    memory_rows: Count | None = None
-    rehearsal_loss: float | None = None
-    rehearsal_weight: float | None = None
-
-
-class Merge(Signal):
-    """One merge as the controller decided it, see :class:`aimmerging.core.controller.Decision`."""
-
-    step: Count
-    why: str
-    hits: Count | None = None
-    forced: bool = False
-    planned_step: Count | None = None
-    elapsed: Count | None = None
-    threshold: float | None = None
-    threshold_samples: Count | None = None
-    interval_before: Count
-    interval_after: Count
-    rehearsal_steps: Count
-    rehearsal_steps_before: Count | None = None
-    rehearsal_steps_after: Count | None = None
-    weight_in: float
-    weight_out: float
-    change_total: float | None = None
-    learning_signal: float
-    change_factor: float | None = None
-    candidates: tuple[tuple[float, float | None], ...] | None = None
-
-
-class Skipped(Signal):
-    """A step or probe that was left out because a number in it was NaN or infinite."""
-
-    step: Count
-    what: str
-
-
-_SIGNALS: dict[str, type[Signal]] = {"step": Step, "merge": Merge, "skipped": Skipped}
 
 
 class Prediction(Record):
@@ -413,7 +353,7 @@ def read(kind: type[_R], path: Path) -> _R:
     Raises:
         RunDirectoryError: missing, damaged or of another schema; names the field.
     """
-    return _validated(kind, files.read_json(path), path)
+    return validated(kind, files.read_json(path), path)
 
 
 def write_lines(path: Path, records: Sequence[Record]) -> None:
@@ -428,27 +368,7 @@ def read_lines(kind: type[_R], path: Path) -> list[_R]:
         RunDirectoryError: missing or damaged; names line and field.
     """
     lines = enumerate(files.read_jsonl(path), start=1)
-    return [_validated(kind, line, path, f"line {number}, ") for number, line in lines]
-
-
-def write_signals(path: Path, events: Sequence[dict[str, Any]]) -> None:
-    """Write the events of a training to signals.jsonl."""
-    write_lines(path, list(_signals(events, path)))
-
-
-def read_signals(path: Path) -> list[Signal]:
-    """Read signals.jsonl.
-
-    Raises:
-        RunDirectoryError: missing or damaged; names line and field.
-    """
-    return list(_signals(files.read_jsonl(path), path))
-
-
-def _signals(events: Iterable[dict[str, Any]], path: Path) -> Iterator[Signal]:
-    for number, event in enumerate(events, start=1):
-        kind = _SIGNALS.get(str(event.get("kind")), Signal)
-        yield _validated(kind, event, path, f"line {number}, ")
+    return [validated(kind, line, path, f"line {number}, ") for number, line in lines]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -477,7 +397,18 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _validated(kind: type[_R], values: dict[str, Any], path: Path, place: str = "") -> _R:
+def validated(kind: type[_R], values: dict[str, Any], path: Path, place: str = "") -> _R:
+    """A record of plain data.
+
+    Args:
+        kind: of the record.
+        values: read from a file.
+        path: of the file.
+        place: in the file, for the message.
+
+    Raises:
+        RunDirectoryError: names file, place and field.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
