@@ -293,7 +293,7 @@ def test_the_page_shows_everything_and_links_to_every_run(done):
     _, _, out = done
     page = _Page((out / "report.html").read_text(encoding="utf-8"))
     figures = {name: json.loads(text) for name, text in page.blocks.items() if name.startswith("figure-")}
-    assert {"figure-average", "figure-first", "figure-transfer", "figure-task_updates"} <= figures.keys()
+    assert {"figure-average", "figure-first", "figure-transfer", "figure-all_rows"} <= figures.keys()
     bands = [trace for trace in figures["figure-average"]["data"] if trace.get("fill") == "toself"]
     assert len(bands) == 3
     links = {link["href"] for link in page.all("a") if not link["href"].startswith("#")}

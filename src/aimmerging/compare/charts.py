@@ -11,7 +11,7 @@ from aimmerging.compare.results import COSTS, Results, Run
 from aimmerging.compare.statistics import Estimate, estimate
 from aimmerging.report.charts import Figure, Style, figure, label, numbers, styles_of
 
-COMPUTE = ("task_updates", "memory_rows", "training_seconds")
+COMPUTE = ("all_rows", "memory_rows", "training_seconds")
 """What scores are held against, fields of :data:`aimmerging.compare.results.COSTS`."""
 MOST_HIGHLIGHTED = 8
 """Methods drawn in colour in a figure, at most."""

@@ -31,11 +31,14 @@ COSTS = {
     "memory_updates": "rehearsal updates",
     "memory_rows": "rehearsal rows",
     "probe_rows": "probe rows",
+    "search_rows": "search rows",
+    "all_rows": "rows in all",
     "merges": "merges",
     "kept_rows": "rows kept",
     "training_seconds": "training seconds",
 }
-"""Counted and measured work of a run, with the words for it; seconds leave evaluation out."""
+"""Counted and measured work of a run, with the words for it; seconds leave evaluation out. `rows in all` counts a row
+that only went forward, to probe or to search a merge's weights, as a third of one that was learned."""
 
 Values = dict[str, float | None]
 

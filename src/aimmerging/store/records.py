@@ -74,6 +74,11 @@ class Costs(Record):
         return self.training_seconds / self.task_seconds if self.task_seconds else None
 
     @property
+    def all_rows(self) -> float:
+        """Rows learned, of the task and of the memory; a row that only went forward, to probe or search, is a third."""
+        return self.task_rows + self.memory_rows + (self.probe_rows + self.search_rows) / 3
+
+    @property
     def padding_share(self) -> float | None:
         """Of all positions that went through the model; None where they were not counted."""
         return self.padding / (self.tokens + self.padding) if self.tokens else None
