@@ -12,19 +12,19 @@ demo: $(VENV)/.installed
 	$(BIN)/aimmerging demo --out demo
 
 # coverage is held by the core's own tests alone: tracing would double the time of the whole suite
-CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,controller core_edges fusion golden memory metrics signals))
+CORE_TESTS := tests/core
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term --cov-report=json:.coverage.json $(CORE_TESTS)
-	$(BIN)/python tests/check_coverage.py .coverage.json
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 $(addprefix --ignore=,$(CORE_TESTS)) $(PYTEST_ARGS)
+	$(BIN)/python tests/helpers/check_coverage.py .coverage.json
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 --ignore=$(CORE_TESTS) $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-kill: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.kill --kills 60
-	$(BIN)/python -m tests.torn --faults 200
+	$(BIN)/python -m tests.reliability.kill --kills 60
+	$(BIN)/python -m tests.reliability.torn --faults 200
 
 # make bench BENCH_ARGS="--model FOLDER"; without a model it shows that the counted work is right, not how fast it is
 bench: $(VENV)/.installed

@@ -80,14 +80,13 @@ def picture(comparison: dict[str, Any]) -> str:
         parts.append(f'<text x="{LEFT - 8}" y="{y(level) + 4:.1f}" text-anchor="end" fill="#55606d">{level}</text>')
     tick = 1.0
     while tick <= span[1]:
-        parts.append(
-            f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle" fill="#55606d">{tick:.1f}</text>'
-        )
+        place = f'x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 20}"'
+        parts.append(f'<text {place} text-anchor="middle" fill="#55606d">{tick:.1f}</text>')
         tick += 0.1
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle" fill="#22303f">cost, plain LoRA = 1 (rows learned; a '
-        "row that is only probed counts a third)</text>"
+        f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle" fill="#22303f">cost, plain LoRA = 1 (rows learned; '
+        "a row that is only probed counts a third)</text>"
     )
     parts.append(f'<text x="{LEFT}" y="14" fill="#22303f">OP: mean score on all tasks after the last, points</text>')
     labels = label_heights([(name, y(level)) for name, _, level, _ in found])
@@ -101,7 +100,8 @@ def picture(comparison: dict[str, Any]) -> str:
         )
         end, height = WIDTH - RIGHT + 12, labels[name]
         parts.append(
-            f'<path d="M{x(cost) + 8:.1f} {y(level):.1f}L{end - 4} {height:.1f}" stroke="{color}" stroke-opacity=".35"/>'
+            f'<path d="M{x(cost) + 8:.1f} {y(level):.1f}L{end - 4} {height:.1f}" stroke="{color}" '
+            'stroke-opacity=".35"/>'
         )
         parts.append(f'<text x="{end}" y="{height + 4:.1f}" fill="{color}">{escape(name)} {level:.1f}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the lessons, the networks and their training: raised by whoever changes what the weights come out as, so that no
-cache hands out a model that was made otherwise. tests/test_base_cache.py notices when the lessons change."""
+cache hands out a model that was made otherwise. tests/benchmarks/test_base_cache.py notices when the lessons change."""
 
 Family = Literal["t5", "llama"]
 Progress = Callable[[int, int], None]

@@ -88,8 +88,8 @@ def tables(results: Results) -> list[Table]:
         Table(
             "costs",
             "Work a run",
-            "Mean over runs, with the interval where runs differ. Rows in all: task and rehearsal rows, and a third of those "
-            "that were probed or searched with. Seconds are those of training, without evaluation.",
+            "Mean over runs, with the interval where runs differ. Rows in all: task and rehearsal rows, and a third of "
+            "those that were probed or searched with. Seconds are those of training, without evaluation.",
             (_METHOD, *(Column(key, title, _cost_kind(key)) for key, title in COSTS.items())),
             tuple((name, *(spent[key] for key in COSTS)) for name, spent in results.costs.items()),
         ),

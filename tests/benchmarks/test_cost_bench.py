@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import cost
 
 WORK = cost.Work(steps=8, batch=4, micro=2, prompt=(4, 30), answer=(2, 5))

@@ -1,4 +1,4 @@
-"""Short versions of `python -m tests.kill` and `python -m tests.torn`; their full figures: docs/reliability.md."""
+"""Short versions of `tests.reliability.kill` and `tests.reliability.torn`; their full figures: docs/reliability.md."""
 
 import kill
 import pytest

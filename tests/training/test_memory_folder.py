@@ -16,7 +16,7 @@ from aimmerging.methods.ewc import EWC
 from aimmerging.training.encoding import Collator
 from aimmerging.training.memory_folder import examples
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def trained(folder, out, memory, seed, method=None, **changes):

@@ -9,7 +9,7 @@ from aimmerging.compare.results import Place
 from aimmerging.config import resolve
 from aimmerging.errors import ConfigError
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_skills.yaml"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "compare_skills.yaml"
 
 
 def mistakes(**values):

@@ -67,7 +67,7 @@ def cut_at(monkeypatch, kind, name, number):
 def test_a_method_goes_on_within_a_task_and_does_not_begin_it_again(name, files, tiny_t5, tmp_path, monkeypatch):
     """Cut after 5 steps of the last stage: the checkpoint of step 4 is gone on from.
 
-    tests/test_methods_resumed.py does it with every method that learns task after task.
+    tests/methods/test_methods_resumed.py does it with every method that learns task after task.
     """
     config = resolve(values(tiny_t5, name, protocol="matched", evaluation={"zero_shot": False}))
     run(config, tmp_path / "whole", base=files)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import command, process, refused
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "core" / "golden"
 RUNS = sorted(path.stem for path in GOLDEN.glob("run_*.json"))
 SYNTHETIC = json.loads((GOLDEN / "synthetic_controller.json").read_text())["sequences"]
 EDGES = json.loads((GOLDEN / "edge_cases.json").read_text())["cases"]

@@ -1,4 +1,4 @@
-"""The fast core against its slow twins; `python -m tests.twin_cases` runs 10,000 cases."""
+"""The fast core against its slow twins; `python -m tests.helpers.twin_cases` runs 10,000 cases."""
 
 import math
 

@@ -290,7 +290,7 @@ def short(base, name, tasks=TASKS, **method):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_an_interrupted_run_of_independent_tasks_ends_as_one_that_was_not(name, files, tiny_t5, tmp_path):
-    """With `seq`, and for the rules that have nothing else, tests/test_methods_resumed.py does the same."""
+    """With `seq`, and for the rules that have nothing else, tests/methods/test_methods_resumed.py does the same."""
     config = short(tiny_t5, name, start="ind")
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     run(config, whole, base=files)

@@ -9,7 +9,7 @@ import pytest
 from aimmerging.config import load_config
 from aimmerging.run.story import run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("AIMMERGING_SHARED", ROOT.parent / "shared")) / "data" / "long_sequence"
 
 

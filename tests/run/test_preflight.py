@@ -5,9 +5,9 @@ import json
 
 import pytest
 from command_line import command, refused
-from conftest import save_llama, save_t5
 from preflight_kit import chat_base, configure, found, refusals, saved, talk, talks
 from task_files import plain, write
+from tiny_models import save_llama, save_t5
 
 from aimmerging.config import resolve
 from aimmerging.data.tasks import Row, Task
@@ -175,7 +175,7 @@ def test_a_prompt_does_not_depend_on_the_day(tmp_path):
 
 def save_gpt2(folder, positions=64):
     import torch
-    from conftest import save_tokenizer
+    from tiny_models import save_tokenizer
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = save_tokenizer(folder, ends_prompts=False)
@@ -188,7 +188,7 @@ def save_gpt2(folder, positions=64):
 
 def save_bart(folder, positions=48):
     import torch
-    from conftest import save_tokenizer
+    from tiny_models import save_tokenizer
     from transformers import BartConfig, BartForConditionalGeneration
 
     tokenizer = save_tokenizer(folder, ends_prompts=True)

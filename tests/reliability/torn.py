@@ -1,4 +1,4 @@
-"""Torn writes: `python -m tests.torn --faults 200`.
+"""Torn writes: `python -m tests.reliability.torn --faults 200`.
 
 Three kinds of faults, on a finished run of two tasks. Damage: every file of every stage and checkpoint is truncated,
 emptied, deleted, filled with zeros or changed in one byte. Refusal: each call by which a commit opens, syncs, renames
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-if __package__:  # `python -m tests.torn`: the helpers beside this file import one another by bare names
-    sys.path.insert(0, str(Path(__file__).parent))
+if __package__:  # `python -m tests.reliability.torn`: the helpers beside this file import one another by bare names
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
 
 from aimmerging.commands import drop_memory as forget
 from aimmerging.errors import RunDirectoryError
@@ -278,8 +278,8 @@ def fresh(ground: Path, scratch: Path) -> Path:
 def make_ground(folder: Path) -> Path:
     """A finished run of two tasks, with two checkpoints of a third."""
     import torch
-    from conftest import save_t5
     from short_runs import settings, task_files
+    from tiny_models import save_t5
 
     from aimmerging.config import resolve
     from aimmerging.run.story import run

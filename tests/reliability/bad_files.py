@@ -46,7 +46,7 @@ SIGNALS = {
 def make_ground(folder: Path) -> Ground:
     """Train the run by a process of its own: gradients before a fork leave threads that the forked one lacks."""
     from command_line import process
-    from conftest import save_t5
+    from tiny_models import save_t5
 
     folder.mkdir(parents=True)
     (folder / "base").mkdir()

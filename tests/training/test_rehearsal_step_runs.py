@@ -12,7 +12,7 @@ from aimmerging.config import resolve
 from aimmerging.report.page import write_report
 from aimmerging.run import learning
 from aimmerging.run.story import run
-from aimmerging.store.run_directory import read_json
+from aimmerging.store.files import read_json
 
 TASKS = ("alpha", "beta")
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Real SIGKILLs at random moments over whole runs: `python -m tests.kill --kills 60 --seed 0`.
+"""Real SIGKILLs at random moments over whole runs: `python -m tests.reliability.kill --kills 60 --seed 0`.
 
 Each case is a run of three tasks (T5 or decoder-only, one of the three presets), first without interruption, then
 killed and started again until as many kills as asked for have hit it. A child is forked for every attempt, so that
@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-if __package__:  # `python -m tests.kill`: the helpers beside this file import one another by bare names
-    sys.path.insert(0, str(Path(__file__).parent))
+if __package__:  # `python -m tests.reliability.kill`: the helpers beside this file import one another by bare names
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
 
 TASKS = ("alpha", "beta", "gamma")
 PRESETS = ("paper", "reference", "default")
@@ -180,7 +180,7 @@ def run_kills(count: int, seed: int, folder: Path, *, kinds=KINDS, presets=PRESE
 
 def base_model(kind: str, folder: Path) -> Path:
     """A random base model of a kind."""
-    from conftest import save_llama, save_t5
+    from tiny_models import save_llama, save_t5
 
     place = folder / f"base-{kind}"
     if not place.exists():

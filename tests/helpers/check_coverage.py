@@ -1,4 +1,4 @@
-"""Fail if a core module's coverage is under its bar: `python tests/check_coverage.py .coverage.json`."""
+"""Fail if a core module's coverage is under its bar: `python tests/helpers/check_coverage.py .coverage.json`."""
 
 import json
 import sys

@@ -17,7 +17,7 @@ from aimmerging.core.memory import POLICIES
 from aimmerging.core.metrics import score
 from aimmerging.store import files
 
-SHARED = Path(os.environ.get("AIMMERGING_SHARED") or Path(__file__).parents[2] / "shared")
+SHARED = Path(os.environ.get("AIMMERGING_SHARED") or Path(__file__).parents[3] / "shared")
 SOURCES = {"standard_cl": "long_sequence", "long_sequence": "long_sequence", "superni": "superni"}
 CASES = [(benchmark, task) for benchmark in ("long_sequence", "superni") for task in tasks_of(benchmark)]
 

@@ -1,4 +1,4 @@
-"""Generated bad inputs through the real command line: `python -m tests.bad_inputs --cases 1000 --seed 0`.
+"""Generated bad inputs through the real command line: `python -m tests.reliability.bad_inputs --cases 1000 --seed 0`.
 
 Some are written by hand (:mod:`bad_files`, :mod:`bad_folders`), the others are random damage to good files. Each runs
 the command line's entry point in a forked process of its own, so that 1,000 cases do not import torch 1,000 times. A
@@ -21,8 +21,10 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-if __package__:  # `python -m tests.bad_inputs`: the helpers beside this file import one another by bare names
-    sys.path.insert(0, str(Path(__file__).parent))
+if (
+    __package__
+):  # `python -m tests.reliability.bad_inputs`: the helpers beside this file import one another by bare names
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 

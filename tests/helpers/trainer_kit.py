@@ -117,5 +117,5 @@ class AtStep(Method):
 
 def snippets():
     """The Python blocks of docs/trainer.md: the first for transformers' trainers, the second for TRL's."""
-    text = (Path(__file__).parents[1] / "docs" / "trainer.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 from command_line import command, refused
-from conftest import save_llama
 from task_files import write
+from tiny_models import save_llama
 
 CHAT = """{{ bos_token }}{% if tools %}tools: {{ tools | tojson }}
 {% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}{% for call in m.tool_calls or [] %}

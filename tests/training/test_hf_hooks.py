@@ -12,7 +12,7 @@ from aimmerging import Replay
 from aimmerging.errors import ConfigError
 from aimmerging.training.hf_hooks import HOOKS, check_hooks
 
-SOURCES = Path(__file__).parents[1] / "src" / "aimmerging"
+SOURCES = Path(__file__).parents[2] / "src" / "aimmerging"
 
 
 @pytest.mark.parametrize("gone", HOOKS)

@@ -1,4 +1,4 @@
-"""A hundred bad inputs through the real command line; `python -m tests.bad_inputs` runs a thousand."""
+"""A hundred bad inputs through the real command line; `python -m tests.reliability.bad_inputs` runs a thousand."""
 
 import bad_cases
 import bad_inputs

@@ -11,7 +11,7 @@ from aimmerging.compare.plan import compare, load_spec, parse_spec, plan
 from aimmerging.config import RehearsalConfig
 from aimmerging.core.metrics import METRICS
 
-ROOT = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parents[2] / "benchmarks"
 SPECS = [
     path
     for path in sorted(ROOT.rglob("*.yaml"))

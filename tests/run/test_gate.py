@@ -233,7 +233,7 @@ def test_methods_without_a_stage_before_refuse_a_gate(tiny_t5, tmp_path):
 @pytest.mark.slow
 def test_the_scripted_month(tmp_path, capsys):
     """Harm, candidate and exit code 3, more rehearsal, promoted, rollback; the exports answer as the report says."""
-    script = runpy.run_path(str(Path(__file__).parents[1] / "examples/month.py"))
+    script = runpy.run_path(str(Path(__file__).parents[2] / "examples/month.py"))
     script["month"](tmp_path)
     run = tmp_path / "run"
     aside = files.read_json(run / "set_aside/04-refunds/stage.json")

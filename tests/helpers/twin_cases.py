@@ -1,4 +1,4 @@
-"""Controller and fusion against their slow twins on random cases: `python -m tests.twin_cases --cases 10000`.
+"""Controller and fusion against their slow twins on random cases: `python -m tests.helpers.twin_cases --cases 10000`.
 
 Controller: every phase and every value of every decision is equal, and what fails fails at the same step. A third of
 the cases each has the rules of the presets reference and paper and default, with random numbers in all fields.
