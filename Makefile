@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo bench test test-fast test-kill lint format types clean
+.PHONY: demo bench evidence test test-fast test-kill lint format types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aimmerging demo --out demo
@@ -29,6 +29,10 @@ test-kill: $(VENV)/.installed-dev
 # make bench BENCH_ARGS="--model FOLDER"; without a model it shows that the counted work is right, not how fast it is
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.cost $(BENCH_ARGS)
+
+# tables and picture of docs/evidence.md, from the comparisons committed in benchmarks/results
+evidence: $(VENV)/.installed
+	$(BIN)/python docs/make_evidence.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

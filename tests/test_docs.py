@@ -31,6 +31,15 @@ def test_list_of_methods_is_up_to_date():
     assert text == module.page(text), "run python docs/make_methods.py"
 
 
+def test_evidence_is_that_of_the_committed_comparisons():
+    spec = importlib.util.spec_from_file_location("make_evidence", ROOT / "docs" / "make_evidence.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.PAGE.read_text(encoding="utf-8")
+    assert text == module.page(text), "run make evidence"
+    assert module.PICTURE.read_text(encoding="utf-8") == module.picture(module.read(module.SHOWN)), "run make evidence"
+
+
 def test_architecture_names_every_module_of_a_room():
     """Each room's line names its files; `methods/` and `benchmarks/` have lists of their own."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
