@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo bench evidence test test-fast test-kill lint format types clean
+.PHONY: demo bench evidence newest test test-fast test-kill lint format types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aimmerging demo --out demo
@@ -33,6 +33,10 @@ bench: $(VENV)/.installed
 # tables and picture of docs/evidence.md, from the comparisons committed in benchmarks/results
 evidence: $(VENV)/.installed
 	$(BIN)/python docs/make_evidence.py
+
+# the contracts with transformers, peft, accelerate and trl, on the newest releases that pip finds
+newest: $(VENV)/.installed-dev
+	$(BIN)/python .ci/newest.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aimmerging.benchmarks import lessons, skills
 from aimmerging.benchmarks.lessons import Lesson
 from aimmerging.errors import ModelError
+from aimmerging.training.encoding import IGNORED, Collator
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,6 @@ Family = Literal["t5", "llama"]
 Progress = Callable[[int, int], None]
 
 _PAD, _EOS, _UNKNOWN = "<pad>", "</s>", "<unk>"
-_IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,20 +191,20 @@ def _model(family: Family, tokenizer: Any) -> "PreTrainedModel":
 def _batches(family: Family, recipe: Recipe, tokenizer: Any, random: Random) -> Iterator[dict[str, "torch.Tensor"]]:
     """Yield padded batches without end; rows of like length share one, which saves most of the padding."""
     source = lessons.draw(random)
-    encode = _encode_pairs if family == "t5" else _encode_causal
+    encode, collate = _encode_pairs if family == "t5" else _encode_causal, Collator(tokenizer.pad_token_id)
     while True:
         rows = encode(tokenizer, list(islice(source, recipe.batch_size * recipe.bucket)))
         rows.sort(key=lambda row: len(row["input_ids"]))
         batches = [rows[start : start + recipe.batch_size] for start in range(0, len(rows), recipe.batch_size)]
         random.shuffle(batches)
-        yield from (_pad(batch, tokenizer) for batch in batches)
+        yield from (collate(batch) for batch in batches)
 
 
 def _encode_pairs(tokenizer: Any, rows: list[Lesson]) -> list[dict[str, list[int]]]:
     """Encode prompts for the encoder and answers for the decoder."""
     prompts = tokenizer([prompt for prompt, _ in rows])["input_ids"]
     answers = tokenizer([answer for _, answer in rows])["input_ids"]
-    return [{"input_ids": prompt, "labels": answer} for prompt, answer in zip(prompts, answers, strict=True)]
+    return [_feature(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def _encode_causal(tokenizer: Any, rows: list[Lesson]) -> list[dict[str, list[int]]]:
@@ -212,21 +212,12 @@ def _encode_causal(tokenizer: Any, rows: list[Lesson]) -> list[dict[str, list[in
     encoded = []
     for pair in _encode_pairs(tokenizer, rows):
         prompt, answer = pair["input_ids"], [*pair["labels"], tokenizer.eos_token_id]
-        encoded.append({"input_ids": prompt + answer, "labels": [_IGNORED] * len(prompt) + answer})
+        encoded.append(_feature(prompt + answer, [IGNORED] * len(prompt) + answer))
     return encoded
 
 
-def _pad(rows: list[dict[str, list[int]]], tokenizer: Any) -> dict[str, "torch.Tensor"]:
-    """Stack rows, padded on the right: `input_ids`, `attention_mask` and `labels`, each (rows, length)."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    def stack(key: str, filler: int) -> torch.Tensor:
-        return pad_sequence([torch.tensor(row[key]) for row in rows], batch_first=True, padding_value=filler)
-
-    ids = stack("input_ids", tokenizer.pad_token_id)
-    mask = ids.ne(tokenizer.pad_token_id).long()
-    return {"input_ids": ids, "attention_mask": mask, "labels": stack("labels", _IGNORED)}
+def _feature(ids: list[int], labels: list[int]) -> dict[str, list[int]]:
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
 def _train(model: "PreTrainedModel", batches: Iterator[dict[str, Any]], recipe: Recipe, progress: Progress) -> None:

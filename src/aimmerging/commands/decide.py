@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from aimmerging.core.controller import (
+    PHASE_LETTERS,
     PRESETS,
     ControllerConfig,
     Decision,
@@ -25,9 +26,7 @@ from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.data.wording import shown
 from aimmerging.errors import ConfigError, DataError, SignalError
 
-LETTERS: dict[Phase | None, str] = {
-    "collect": "c", "threshold": "t", "quiet": "q", "hit": "h", "forced": "f", None: "-",
-}  # fmt: skip
+LETTERS: dict[Phase | None, str] = {**PHASE_LETTERS, None: "-"}
 """One letter a step; `-` for a step that was not probed."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from aimmerging.compare.results import COSTS, Results, Run
 from aimmerging.compare.statistics import Estimate, estimate
+from aimmerging.core.metrics import mean_known
 from aimmerging.report.charts import Figure, Style, figure, label, numbers, styles_of
 
 COMPUTE = ("all_rows", "memory_rows", "training_seconds")
@@ -60,12 +61,7 @@ def first_task_curves(results: Results) -> Figure:
 
 def _averages(run: Run) -> list[float | None]:
     stages = range(1, len(run.matrix[0]))
-    return [_mean([row[j] for row in run.matrix[:j]]) for j in stages]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    return [mean_known([row[j] for row in run.matrix[:j]]) for j in stages]
 
 
 def _curves(results: Results, curve: Callable[[Run], Sequence[float | None]], levels: Mapping[str, Estimate]) -> Figure:

@@ -7,6 +7,7 @@ from typing import Any
 from aimmerging.compare import charts
 from aimmerging.compare.results import COSTS, MEASURES, Place, Results, Run
 from aimmerging.compare.tables import Table, run_table, tables
+from aimmerging.core.metrics import mean_known
 from aimmerging.protocols import STATEMENTS
 from aimmerging.report import page as report
 
@@ -136,11 +137,6 @@ def _mean_matrices(results: Results) -> Iterator[tuple[str, report.ScoreMatrix]]
         groups.setdefault((run.method, str(run.order)), []).append(run)
     for (method, order), runs in groups.items():
         cells = [list(zip(*rows, strict=True)) for rows in zip(*(run.matrix for run in runs), strict=True)]
-        matrix = tuple(tuple(_mean_known(values) for values in row) for row in cells)
+        matrix = tuple(tuple(mean_known(values) for values in row) for row in cells)
         learned = range(1, len(matrix) + 1)
         yield f"{method}, {order}", report.ScoreMatrix(runs[0].tasks, matrix, learned)
-
-
-def _mean_known(values: tuple[float | None, ...]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None

@@ -21,6 +21,8 @@ from aimmerging.core.interval_rules import INTERVAL_RULES, IntervalChange
 from aimmerging.errors import ConfigError, SignalError
 
 Phase = Literal["collect", "threshold", "quiet", "hit", "forced"]
+PHASE_LETTERS: dict[Phase, str] = {"collect": "c", "threshold": "t", "quiet": "q", "hit": "h", "forced": "f"}
+"""One letter a step, in signals.jsonl and in tables."""
 
 EARLY_HITS = 3
 """Hits that merge before the planned step."""

@@ -57,28 +57,28 @@ def summarise(matrix: Matrix, single_task: Sequence[float | None] | None = None)
     own = [row[i + 1] for i, row in enumerate(rows)]
     references = list(single_task[:learned]) if single_task else [None] * learned
     peaks = [_max_known(row[i + 1 : learned]) for i, row in enumerate(rows[:-1])]
-    averages = [_mean([rows[i][j] for i in range(j)]) for j in range(1, learned + 1)]
+    averages = [mean_known([rows[i][j] for i in range(j)]) for j in range(1, learned + 1)]
     return Summary(
-        op=_mean(last),
+        op=mean_known(last),
         bwt=_mean_difference(last[:-1], own[:-1]),
         fwt=_mean_difference(own, references),
         fwt_gem=_mean_difference([row[i] for i, row in enumerate(rows)][1:], [row[0] for row in rows][1:]),
         forgetting=_mean_difference(peaks, last[:-1]),
-        average_incremental=_mean(averages),
+        average_incremental=mean_known(averages),
         worst_task=None if not last or None in last else min(value for value in last if value is not None),
-        plasticity=_mean(own),
+        plasticity=mean_known(own),
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_known(values: Sequence[float | None]) -> float | None:
     """Mean, or None where there is nothing or a gap: a mean over what happens to be there would be another quantity."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _mean_difference(left: Sequence[float | None], right: Sequence[float | None]) -> float | None:
-    """Mean of left - right under the rule of :func:`_mean`."""
-    return _mean([None if a is None or b is None else a - b for a, b in zip(left, right, strict=True)])
+    """Mean of left - right under the rule of :func:`mean_known`."""
+    return mean_known([None if a is None or b is None else a - b for a, b in zip(left, right, strict=True)])
 
 
 def _max_known(values: Sequence[float | None]) -> float | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from aimmerging.core import controller
-from aimmerging.core.controller import ControllerState, Decision, Observation
+from aimmerging.core.controller import PHASE_LETTERS, ControllerState, Decision, Observation
 from aimmerging.core.fusion import fuse_, snapshot
 from aimmerging.errors import ConfigError
 from aimmerging.training.method import About, Method
@@ -15,8 +15,6 @@ from aimmerging.training.weight_search import best_weight, candidate_losses
 
 if TYPE_CHECKING:
     from aimmerging.training.session import Session
-
-_LETTER = {"collect": "c", "threshold": "t", "quiet": "q", "hit": "h", "forced": "f", None: None}
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Aim(Method):
         )
         session.annotate(
             memory_loss=loss,
-            phase=_LETTER[phase],
+            phase=None if phase is None else PHASE_LETTERS[phase],
             threshold=self.trajectory.threshold,
             interval=self.trajectory.interval,
         )

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from aimmerging.methods.anchored import Anchored
+from aimmerging.methods.fisher_diagonal import summed_squares
 from aimmerging.training.method import About
 
 if TYPE_CHECKING:
@@ -26,10 +27,7 @@ def fisher_of(gradients: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     Returns:
         Σ g² over the rows, in the adapter's order, divided by its mean; zeros where every gradient is zero.
     """
-    total: list[Tensor] = []
-    for row in gradients:
-        squares = [gradient.float().square() for gradient in row]
-        total = [old + new for old, new in zip(total, squares, strict=True)] if total else squares
+    total, _ = summed_squares(gradients)
     mean = sum(float(square.sum()) for square in total) / sum(square.numel() for square in total)
     return [square / mean for square in total] if mean else total
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aimmerging.core.lora import Adapter
 from aimmerging.methods.anchored import named, put_
+from aimmerging.methods.fisher_diagonal import summed_squares
 from aimmerging.training.method import About, Method
 
 if TYPE_CHECKING:
@@ -105,9 +106,8 @@ class SLAO(Method):
     def _inform(self, session: "Session") -> None:
         """F_old += mean over examples of the squared gradient of B."""
         with session.costs.measure("memory"):
-            count = min(self.examples, len(session.task_rows))
-            for gradients in session.example_gradients(self.examples):
-                for name, gradient in named(session, gradients).items():
-                    if ".lora_B." in name:
-                        share = gradient.float().square() / count
-                        self.information[name] = self.information[name] + share if name in self.information else share
+            total, rows = summed_squares(session.example_gradients(self.examples))
+            for name, value in named(session, total).items():
+                if ".lora_B." in name:
+                    share = value / rows
+                    self.information[name] = self.information[name] + share if name in self.information else share

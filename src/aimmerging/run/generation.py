@@ -11,7 +11,7 @@ from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
 from aimmerging.store.records import Prediction
 from aimmerging.training import stopping
-from aimmerging.training.encoding import Codec
+from aimmerging.training.encoding import Codec, padded
 
 
 @torch.no_grad()
@@ -45,7 +45,8 @@ def generate(
         for start in range(0, len(order), batch_size):
             stopping.poll()
             places = order[start : start + batch_size]
-            ids, mask = _pad([prompts[place] for place in places], pad, left=not codec.encoder_decoder)
+            batch, left = [prompts[place] for place in places], not codec.encoder_decoder  # decoders go on at the right
+            ids, mask = padded(batch, pad, left=left), padded([[1] * len(prompt) for prompt in batch], 0, left=left)
             output = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer
             )
@@ -125,14 +126,3 @@ def evaluate(
 def points(predictions: Sequence[Prediction]) -> float:
     """Mean score in points, 0..100."""
     return 100 * sum(prediction.score for prediction in predictions) / len(predictions)
-
-
-def _pad(prompts: Sequence[list[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask [rows, longest]; decoder-only models continue at the right end, so they are padded on the left."""
-    width = max(len(prompt) for prompt in prompts)
-    ids, mask = [], []
-    for prompt in prompts:
-        gap = width - len(prompt)
-        ids.append([pad] * gap + prompt if left else prompt + [pad] * gap)
-        mask.append([0] * gap + [1] * len(prompt) if left else [1] * len(prompt) + [0] * gap)
-    return torch.tensor(ids), torch.tensor(mask)

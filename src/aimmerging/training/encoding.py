@@ -225,6 +225,15 @@ class Codec:
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(prompt) + answer}
 
 
+def padded(rows: Sequence[list[int]], filler: int, *, left: bool = False) -> Any:
+    """Rows as one int64 tensor [rows, longest], filled up on the right or, for what is continued, on the left."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    fills = [[filler] * (width - len(row)) for row in rows]
+    return torch.tensor([fill + row if left else row + fill for row, fill in zip(rows, fills, strict=True)])
+
+
 @dataclass(frozen=True, slots=True)
 class Collator:
     """Pads features on the right to the longest of the batch; labels with :data:`IGNORED`."""
@@ -233,11 +242,5 @@ class Collator:
 
     def __call__(self, features: Sequence[Feature]) -> dict[str, Any]:
         """Return tensors [rows, length] by name, int64."""
-        import torch
-
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
-        batch: dict[str, Any] = {}
-        for name, value in fill.items():
-            width = max(len(feature[name]) for feature in features)
-            batch[name] = torch.tensor([feature[name] + [value] * (width - len(feature[name])) for feature in features])
-        return batch
+        return {name: padded([feature[name] for feature in features], value) for name, value in fill.items()}

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from aimmerging.core.fusion import snapshot
+from aimmerging.methods.fisher_diagonal import summed_squares
 from aimmerging.methods.merging.rules import became_weight, fisher_mean
 from aimmerging.training.method import About, Method
 
@@ -114,10 +115,5 @@ def overwrite(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def mean_squares(session: "Session", count: int) -> list[Tensor]:
     """Mean of squared gradients of single rows, in the adapter's order."""
-    total = [torch.zeros_like(value, dtype=torch.float32) for value in session.adapter]
-    seen = 0
-    for gradients in session.example_gradients(count):
-        seen += 1
-        for mean, gradient in zip(total, gradients, strict=True):
-            mean.addcmul_(gradient, gradient)
-    return [value / seen for value in total]
+    total, rows = summed_squares(session.example_gradients(count))
+    return [value / rows for value in total]
