@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo bench evidence newest test test-fast test-kill lint format types clean
+.PHONY: demo bench evidence newest test test-all test-fast test-kill lint format types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aimmerging demo --out demo
@@ -17,7 +17,11 @@ CORE_TESTS := tests/core
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n 2 --cov --cov-report=term --cov-report=json:.coverage.json $(CORE_TESTS)
 	$(BIN)/python tests/helpers/check_coverage.py .coverage.json
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 --ignore=$(CORE_TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -m "not exhaustive" --ignore=$(CORE_TESTS) $(PYTEST_ARGS)
+
+# every method and every command too; about twice as long
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)

@@ -70,6 +70,7 @@ def test_a_gpu_specification_holds_the_published_orders_and_metrics(benchmark: s
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_gpu_specification_learns_tiny_tasks_to_the_end(tiny_llama, tmp_path) -> None:
     path = readable(GPU["standard_cl"])
     values = yaml.safe_load(path.read_text())

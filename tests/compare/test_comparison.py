@@ -407,6 +407,7 @@ def cluster():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ray_gives_the_same_tables(cluster, fewer, tmp_path):
     spec, base, tables = fewer
     outcome = compare(spec, tmp_path / "ray", base=base, engine="ray")
@@ -416,6 +417,7 @@ def test_ray_gives_the_same_tables(cluster, fewer, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ray_lists_what_failed_with_its_own_error(cluster, done, tmp_path):
     spec, base, _ = done
     config = {**spec.config, "training": {**spec.config["training"], "learning_rate": 1e-45}}

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from kill import differences, outcome
+from sampling import sampled
 from short_runs import settings, task_files
 
 from aimmerging.config import resolve
@@ -29,7 +30,11 @@ BUSY = {
 """Settings under which a method does something within eight steps."""
 
 
-@pytest.fixture(scope="module", params=SEQUENCES)
+OF_EACH_KIND = ("aim", "der_plus_plus", "ewc", "merge_ties", "o_lora", "replay", "slao", "slow_lora")
+"""Methods with a state of another kind each: memory, logits, anchor and Fisher, several adapters, averages."""
+
+
+@pytest.fixture(scope="module", params=sampled(SEQUENCES, OF_EACH_KIND))
 def whole(request, tiny_t5, tmp_path_factory):
     """A run of three tasks of eight steps that nobody interrupted: its configuration, files and folder."""
     folder = tmp_path_factory.mktemp(request.param)

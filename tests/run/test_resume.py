@@ -11,6 +11,7 @@ import pytest
 import yaml
 from command_line import command, refused
 from kill import differences, outcome
+from sampling import sampled
 from short_runs import config_file, settings, task_files, write_rows
 from test_oracles import EVERY_THREE
 from trainer_kit import adapter, continual, far
@@ -260,7 +261,7 @@ def test_rows_of_the_task_that_is_being_learned_changed(copied):
     path = copied / "beta/train.jsonl"
     path.write_text(path.read_text().replace("beta 1?", "beta one?"))
     message = refused("run", copied / "config.yaml", "--out", copied / "run")
-    assert "belongs to other rows than those of beta now" in message
+    assert "belongs to other rows or values than beta now" in message
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(copied, cut):
@@ -336,7 +337,7 @@ NAMED = {"does not move": "no weight moved in step 1"}
 """Cases that teach nothing, and the words of the error that says so after the first step."""
 
 
-@pytest.mark.parametrize("preset", ["paper", "reference", "default"])
+@pytest.mark.parametrize("preset", sampled(["paper", "reference", "default"], ["default"]))
 @pytest.mark.parametrize(
     "case", ["empty memory", "one row", "one class", "seen twice", "no rehearsal", "does not move"]
 )
