@@ -7,7 +7,8 @@ from short_runs import settings
 from aimmerging.config import resolve
 from aimmerging.core.metrics import score
 from aimmerging.data.tasks import Row
-from aimmerging.run.generation import Prediction, _pad, evaluate, generate, generation_config, points
+from aimmerging.run.generation import Prediction, evaluate, generate, generation_config, points
+from aimmerging.training.encoding import padded
 from aimmerging.training.models import load_model
 
 INPUTS = [
@@ -134,7 +135,7 @@ def test_points():
     [(True, [[0, 0, 5], [6, 7, 8]], [[0, 0, 1], [1, 1, 1]]), (False, [[5, 0, 0], [6, 7, 8]], [[1, 0, 0], [1, 1, 1]])],
 )
 def test_padding(left, ids, mask):
-    found = _pad([[5], [6, 7, 8]], 0, left=left)
+    found = padded([[5], [6, 7, 8]], 0, left=left), padded([[1], [1, 1, 1]], 0, left=left)
     assert [tensor.tolist() for tensor in found] == [ids, mask]
 
 
