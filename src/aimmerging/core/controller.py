@@ -303,7 +303,7 @@ def merge_due(state: ControllerState) -> bool:
 
 
 def decide(config: ControllerConfig, state: ControllerState, change_total: float) -> tuple[ControllerState, Decision]:
-    """Merge now: weights and rehearsal from the old interval, then the next interval.
+    """With which weights and how much rehearsal to merge, from the old interval; then the next interval.
 
     Args:
         config: the controller's configuration.
@@ -318,7 +318,7 @@ def decide(config: ControllerConfig, state: ControllerState, change_total: float
     interval, factor = _next_interval(config, state, signal)
     ratio = config.rehearsal_ratio
     if config.weights == "search":
-        weight_in = weight_out = 1.0  # the method puts what it has measured in their place
+        weight_in = weight_out = 1.0  # the method replaces them by the weights that it measured
     else:
         weight_in, weight_out = config.weights or _published_weights(state)
     due = int(state.step * ratio) - int(state.last_merge * ratio)

@@ -74,7 +74,7 @@ def refuse_changes(run: Path, changes: Sequence[Change], *, accept: bool, of: st
 
 
 def config_changes(run: RunDirectory, config: RunConfig) -> list[Change]:
-    """Values that differ from the run's. Another place is no difference, and tasks are compared by content."""
+    """Values that differ from the run's. A different path is no change, and tasks are compared by content."""
     old, new = _flatten(run.config), _flatten(config)
     return [
         Change(key, old.get(key), new.get(key), key.startswith(ACCEPTABLE))

@@ -1,4 +1,4 @@
-"""A few logits of the model as it was trained, kept in its stage, so that an export is held against it and no reload.
+"""A few logits of the model as it was trained, kept in its stage, so that an export can be compared with it.
 
 `check.safetensors` of a stage: the largest logits of the answer tokens of its first test rows.
 """

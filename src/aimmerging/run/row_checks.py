@@ -193,7 +193,7 @@ def _times(content: str, squeezed: str) -> int:
 
 
 def _times_said(content: str, row: Row) -> int:
-    """How often a text stands in the row itself, tools and other messages included."""
+    """How many times a text occurs in the row, tools and other messages included."""
     said = [turn["content"] for turn in row.messages] + [json.dumps(row.tools, ensure_ascii=False)]
     return sum(_times(content, _squeezed(text)) for text in said)
 

@@ -1,4 +1,4 @@
-"""A task's learning-rate schedule before its training, and whether it taught anything after it."""
+"""A task's learning-rate schedule before its training, and whether anything was learned after it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

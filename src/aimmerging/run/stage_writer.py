@@ -1,4 +1,4 @@
-"""What identifies a run and a stage: versions, hashes, counts; written beside the results for people and resume."""
+"""Write the files of a stage, and the manifest that identifies the run: versions, hashes, counts."""
 
 import platform
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The whole story: for each task train → remember → evaluate → commit.
+"""All that a run does: for each task train → remember → evaluate → commit.
 
 Running the same configuration again goes on after the last committed task, and within a task after the last
 checkpoint (:mod:`aimmerging.run.checkpoints`).
@@ -67,7 +67,7 @@ def learn(
     progress: Progress | None = None,
     accept_changes: bool = False,
 ) -> Path:
-    """Add one task to an existing run, with the run's own configuration: the production case.
+    """Add one task to an existing run, with the run's own configuration: for a task that arrives later.
 
     The data of earlier tasks is not needed: their memory and test rows lie in the run directory. Training goes on from
     the promoted stage; stages after it are set aside.

@@ -2,7 +2,7 @@
 
     RUN/promoted.json     {"schema_version", "stage": folder of the promoted stage or null, "stages": how many were
                            committed when this was written, "by": gate, promote or rollback}
-    RUN/set_aside/        stages that training went back behind; as they were committed, and readable
+    RUN/set_aside/        stages that were left when training went on from an earlier one; as they were committed
 
 Without promoted.json, and for stages committed after it was written, each stage's own record decides: a stage that no
 gate judged is promoted, one that a gate judged is promoted if it passed. So a kill between the commit of a stage and

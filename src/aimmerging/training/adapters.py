@@ -20,7 +20,7 @@ _NAMES = {"use_dora": "DoRA", "use_bdlora": "BD-LoRA (use_bdlora)", "use_qalora"
 
 
 def check_attached(settings: Any, where: str) -> None:
-    """Refuse a LoRA adapter that changes the base when it is attached: it comes back on another model than it left.
+    """Refuse a LoRA adapter that changes the base when it is attached: loaded again, its base would have other weights.
 
     Args:
         settings: PEFT's configuration of the adapter.

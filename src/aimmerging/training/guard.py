@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 _STILL = 1e-12
-"""A weight that begins at 0 leaves it at any rate; a move as small as this changes no answer."""
+"""A weight that starts at 0 changes at any learning rate; a move as small as this changes no answer."""
 
 
 @torch.no_grad()

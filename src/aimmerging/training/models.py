@@ -26,7 +26,7 @@ BUILT_IN: dict[str, Literal["t5", "llama"]] = {"skills-t5": "t5", "skills-llama"
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A PEFT model ready to train, with what is needed to feed and name it.
+    """A PEFT model ready to train, with what is needed to prepare its input and to identify it.
 
     Attributes:
         model: PeftModel over the frozen base, adapter attached and trainable.
