@@ -1,7 +1,7 @@
 """Before anything is trained: which stages are still to do, whether they can be done, and the loaded model."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,24 @@ def stage_to_add(setting: Setting, run: RunDirectory, task: Task) -> Todo:
     return [] if cut_short else [(len(in_use) + 1, [task])]
 
 
-def working_folder(setting: Setting, index: int, tasks: Sequence[Task], changed: Mapping[str, Any]) -> Working:
-    """Where the checkpoints of a stage are kept, which hold for its rows and the values it is learned with."""
-    return Working(
-        setting.out / run_directory.WORKING / run_directory.stage_slug(index, stage_writer.stage_title(tasks)),
-        {task.name: task.sha256 for task in tasks} | ({"--set": json.dumps(changed)} if changed else {}),
-        setting.task_config.checkpoint.every_steps,
-        setting.progress.say,
-    )
+def with_located_model(config: RunConfig, out: Path, base: Path) -> RunConfig:
+    """The configuration with the model's folder from `base`; a run directory made before that goes on with its own."""
+    saved = RunDirectory.open(out).config.model if run_directory.is_run(out) else None
+    return config if config.model == saved else sources.located(config, base)
+
+
+def working_folder(
+    setting: Setting, run: RunDirectory, index: int, tasks: Sequence[Task]
+) -> tuple[Working, dict[str, Any]]:
+    """Where the checkpoints of a stage are kept, and the values it is learned with in place of the run's.
+
+    The checkpoints hold for its rows and for these values alone.
+    """
+    changed = {change.key: change.now for change in changes.config_changes(run, setting.task_config)}
+    held_to = {task.name: task.sha256 for task in tasks} | ({"--set": json.dumps(changed)} if changed else {})
+    slug = run_directory.stage_slug(index, stage_writer.stage_title(tasks))
+    folder = setting.out / run_directory.WORKING / slug
+    return Working(folder, held_to, setting.task_config.checkpoint.every_steps, setting.progress.say), changed
 
 
 def check_scorable(setting: Setting, todo: Todo) -> None:

@@ -1,7 +1,6 @@
 """All that a run does: for each task train → remember → evaluate → commit.
 
-Running the same configuration again goes on after the last committed task, and within a task after the last
-checkpoint (:mod:`aimmerging.run.checkpoints`).
+Running the same configuration again goes on after the last committed task, and within a task after its last checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.run import learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
-from aimmerging.run.changes import config_changes
 from aimmerging.run.gating import judge_stage
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
@@ -29,10 +27,8 @@ def run(
     """Learn the configuration's tasks in order; those already committed in `out` are not learned again.
 
     Args:
-        config: what to do.
         out: run directory, made if it is not there.
         base: folder that relative paths of tasks start from.
-        progress: told what goes on.
         accept_changes: go on although versions, or values of :data:`aimmerging.run.changes.ACCEPTABLE`, changed.
 
     Raises:
@@ -41,9 +37,7 @@ def run(
         Stopped: a signal asked for it, within :func:`aimmerging.training.stopping.gracefully`.
     """
     stream = sources.task_stream(config, base)
-    # a run directory from before paths were made absolute goes on with its own
-    saved = RunDirectory.open(out).config.model if run_directory.is_run(out) else None
-    config = config if config.model == saved else sources.located(config, base)
+    config = preparation.with_located_model(config, out, base)
     return run_stream(config, stream, out, progress=progress, accept_changes=accept_changes)
 
 
@@ -59,26 +53,14 @@ def run_stream(
 
 
 def learn(
-    out: Path,
-    task: Task,
-    source: TaskSource,
-    *,
-    overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    out: Path, task: Task, source: TaskSource, *, overrides: Sequence[str] = (), progress: Progress | None = None,
     accept_changes: bool = False,
-) -> Path:
+) -> Path:  # fmt: skip
     """Add one task to an existing run, with the run's own configuration: for a task that arrives later.
 
     The data of earlier tasks is not needed: their memory and test rows lie in the run directory. Training goes on from
-    the promoted stage; stages after it are set aside.
-
-    Args:
-        out: run directory.
-        task: the new task.
-        source: where it comes from, for config.yaml.
-        overrides: `a.b=c`, values for this task only.
-        progress: told what goes on.
-        accept_changes: see :func:`run`.
+    the promoted stage; stages after it are set aside. `source` is where the task comes from, for config.yaml;
+    `overrides` are values `a.b=c` for this task only, the others are as for :func:`run`.
 
     Raises:
         RunDirectoryError: no run, or it knows a task of this name.
@@ -126,18 +108,14 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
 def _learn_stage(
     setting: Setting, loaded: LoadedModel, committed: RunDirectory, index: int, tasks: Sequence[Task]
 ) -> None:
-    """One stage: train → remember → evaluate → commit.
-
-    All that it goes on from is read from the last stage and the working folder, so the process may be a new one.
-    """
+    """One stage: train → remember → evaluate → commit. It goes on from what lies on disk, so in a new process too."""
     config, ranks, progress, past = setting.task_config, setting.ranks, setting.progress, committed.stages
     method, title = deepcopy(setting.method), stage_writer.stage_title(tasks)
     carried = load_state(past[-1].path / "method") if past else None
-    first = index - len(tasks) + 1
-    sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in enumerate(tasks, first)]
+    places = enumerate(tasks, index - len(tasks) + 1)
+    sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in places]
     scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
-    changed = {change.key: change.now for change in config_changes(committed, config)}
-    working = preparation.working_folder(setting, index, tasks, changed)
+    working, changed = preparation.working_folder(setting, committed, index, tasks)
     with working.told_at_the_end(title):
         last = read_adapter(past[-1].path / "adapter") if past and not method.alone else None
         before = scoring.score_before(scorer, method, last, sets, working)
