@@ -9,8 +9,7 @@ from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
-from test_oracles import EVERY_THREE, QUIET, token_mean
-from trainer_kit import adapter, arguments, continual, load, rows
+from trainer_kit import EVERY_THREE, QUIET, adapter, arguments, continual, load, rows, token_mean
 from transformers import Trainer
 
 from aimmerging import Aim, RehearsalSettings, cli

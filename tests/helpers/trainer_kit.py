@@ -3,12 +3,13 @@
 import gc
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments
 
-from aimmerging import ContinualTrainer, Method, RehearsalSettings
+from aimmerging import REFERENCE, ContinualTrainer, Method, RehearsalSettings
 from aimmerging.data.tasks import Row
 from aimmerging.training.encoding import Codec, Collator
 
@@ -16,6 +17,22 @@ gc.freeze()  # each train() ends in a full collection, which would go through ev
 
 TEXT = "the movie was great and the acting wonderful which city is capital of a country book table for two"
 LABELS = ["positive", "negative", "joy", "anger"]
+
+QUIET = replace(REFERENCE, interval=6, threshold_factor=1e9)
+"""Probes every step, sets its threshold at step 5, and would be forced to merge at step 12 only."""
+EVERY_THREE = replace(REFERENCE, interval=3, rehearsal_steps=2, threshold_factor=-1e9, adaptive=False)
+"""Every loss is a hit, so it merges every four steps: three that make the threshold, one hit."""
+
+
+def token_mean(kind, codec):
+    """transformers' trainer; for T5, whose model returns the mean of a micro-batch, with the mean of the whole step."""
+
+    class TokenMean(kind):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = model(**inputs).loss
+            return loss * (int(inputs["labels"].ne(-100).sum()) * self.accelerator.num_processes / num_items_in_batch)
+
+    return TokenMean if codec.encoder_decoder else kind
 
 
 def rows(count, seed, labels=LABELS):

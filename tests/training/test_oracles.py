@@ -4,17 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainer_kit import AtStep, adapter, arguments, continual, far, load, rows
+from trainer_kit import EVERY_THREE, QUIET, AtStep, adapter, arguments, continual, far, load, rows, token_mean
 from transformers import Seq2SeqTrainer, Trainer
 
-from aimmerging import REFERENCE, Aim, ContinualSeq2SeqTrainer, ContinualTrainer, Method, RehearsalSettings
+from aimmerging import Aim, ContinualSeq2SeqTrainer, ContinualTrainer, Method, RehearsalSettings
 from aimmerging.core.memory import draw
 from aimmerging.training.encoding import Collator
-
-QUIET = replace(REFERENCE, interval=6, threshold_factor=1e9)
-"""Probes every step, sets its threshold at step 5, and would be forced to merge at step 12 only."""
-EVERY_THREE = replace(REFERENCE, interval=3, rehearsal_steps=2, threshold_factor=-1e9, adaptive=False)
-"""Every loss is a hit, so it merges every four steps: three that make the threshold, one hit."""
 
 
 def merges(trainer):
@@ -27,17 +22,6 @@ def logged(trainer):
         {name: value for name, value in entry.items() if name in ("loss", "grad_norm", "learning_rate", "step")}
         for entry in trainer.state.log_history
     ]
-
-
-def token_mean(kind, codec):
-    """transformers' trainer; for T5, whose model returns the mean of a micro-batch, with the mean of the whole step."""
-
-    class TokenMean(kind):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            loss = model(**inputs).loss
-            return loss * (int(inputs["labels"].ne(-100).sum()) * self.accelerator.num_processes / num_items_in_batch)
-
-    return TokenMean if codec.encoder_decoder else kind
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
