@@ -118,7 +118,7 @@ def learn(
     accept_changes: AcceptOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Add one task to an existing run, keeping the old ones: the production case.
+    """Add one task to an existing run, keeping the old ones.
 
     Goes on from the promoted stage. --set changes values for this task only. Exit code 3: the gate did not promote it.
     """
