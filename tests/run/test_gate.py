@@ -150,7 +150,7 @@ def test_a_kill_before_the_pointer_is_written_loses_nothing(run):
     opened = RunDirectory.open(run)
     assert promotion.promoted(opened).path.name == "01-alpha"
     assert promotion.candidate(opened).path.name == "02-beta"
-    promotion.settle(opened)
+    promotion.update_pointer(opened)
     assert (pointer(run)["stage"], pointer(run)["stages"]) == ("01-alpha", 2)
 
 

@@ -21,7 +21,7 @@ class SingleTask(Method):
     """A fresh adapter for every task, same budget: the reference of forward transfer."""
 
     fresh_adapter = True
-    alone = True
+    scored_alone = True
     about = About("one adapter a task", "one adapter a task", "1", "plain fine-tuning of each task")
 
 

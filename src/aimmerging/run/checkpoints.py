@@ -97,7 +97,7 @@ class Working:
         return f"kept up to step {int(steps[-1].removeprefix('step-'))}" if steps else "no step of it is kept"
 
     @contextmanager
-    def told_at_the_end(self, title: str) -> Iterator[None]:
+    def naming_resume_point(self, title: str) -> Iterator[None]:
         """Add where the next run goes on to whatever ends the stage `title` early."""
         try:
             yield

@@ -39,7 +39,7 @@ class PastMemory:
     answers: Mapping[str, Sequence[AnswerLogits]]
 
 
-NOTHING = PastMemory({}, {})
+NO_MEMORY = PastMemory({}, {})
 
 
 class Trained(NamedTuple):

@@ -10,7 +10,7 @@ from aimmerging.training.progress_lines import step_detail
 from aimmerging.training.session import Session
 
 
-def step_teller(title: str, advance: Advance, progress: Progress) -> Callable[[Session], None]:
+def step_reporter(title: str, advance: Advance, progress: Progress) -> Callable[[Session], None]:
     """A function to call after each step: it moves the bar and says one line for a merge."""
 
     shown = 0

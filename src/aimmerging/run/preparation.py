@@ -108,7 +108,7 @@ def stage_to_add(setting: Setting, run: RunDirectory, task: Task) -> Todo:
     Raises:
         RunDirectoryError: the run knows a task of this name, or takes no more tasks.
     """
-    cut_short = run.learned.get(task.name) == task.sha256 and bool(recovery.unsettled(run))
+    cut_short = run.learned.get(task.name) == task.sha256 and bool(recovery.unfinished_commits(run))
     in_use = promotion.learned_in_use(run)
     if task.name in in_use and not cut_short:
         raise RunDirectoryError(f"{run.path} has learned {task.name!r} already; give the new task another --name")
@@ -148,7 +148,7 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
     """
     tasks, split = [task for _, tasks in todo for task in tasks], setting.config.evaluation.split
     method = setting.method
-    if setting.config.gate and (method.alone or method.joint):
+    if setting.config.gate and (method.scored_alone or method.joint):
         raise ConfigError(
             f"method {setting.config.method!r} does not learn task after task, so there is no stage before for a gate "
             "to compare with; set gate to null"

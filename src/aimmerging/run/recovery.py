@@ -1,4 +1,4 @@
-"""Owning a run directory, clearing up after a run that was stopped, and deriving what follows from a commit."""
+"""The lock of a run directory, the clean-up after a run that was stopped, and the files derived from a commit."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from aimmerging.training.progress import Progress
 
 
 @contextmanager
-def owned(out: Path, ranks: PartialState) -> Iterator[None]:
+def locked_by_main(out: Path, ranks: PartialState) -> Iterator[None]:
     """Hold the run directory; the lock is the main process's, the others follow it."""
     if not ranks.is_main_process:
         yield
@@ -25,14 +25,14 @@ def owned(out: Path, ranks: PartialState) -> Iterator[None]:
         yield
 
 
-def clear_up(out: Path, added: TaskSource | None, progress: Progress, *, done: bool) -> None:
-    """Say what a killed run left half-written, which is removed when the next stage is written; settle what is left.
+def clean_up(out: Path, added: TaskSource | None, progress: Progress, *, done: bool) -> None:
+    """Say what a killed run left half-written, which is removed when the next stage is written; write what is missing.
 
     Args:
         out: run directory.
         added: the task that config.yaml lacks.
         progress: told what is found.
-        done: there is no stage to learn, so that nothing else will settle the run.
+        done: there is no stage to learn, so that nothing else will write it.
     """
     for folder in run_directory.unfinished(out):
         progress.say(f"{folder} was not finished by the run that was stopped; it is passed over and removed")
@@ -41,8 +41,8 @@ def clear_up(out: Path, added: TaskSource | None, progress: Progress, *, done: b
             leftover.unlink(missing_ok=True)
     if run_directory.is_run(out):
         run = RunDirectory.open(out)
-        if done or unsettled(run):
-            settle(run, added)  # a run that was killed right after its last commit did not come to it
+        if done or unfinished_commits(run):
+            write_derived_files(run, added)  # a run that was killed right after its last commit did not come to it
 
 
 def set_candidates_aside(out: Path, progress: Progress) -> None:
@@ -51,13 +51,13 @@ def set_candidates_aside(out: Path, progress: Progress) -> None:
         progress.say(f"training goes on from the promoted stage; the candidate lies in {folder}")
 
 
-def unsettled(run: RunDirectory) -> list[Path]:
+def unfinished_commits(run: RunDirectory) -> list[Path]:
     """Working folders of stages that are committed: the process was killed before all followed from the commit."""
     folders = [run.path / WORKING / stage.path.name for stage in run.stages]
     return [folder for folder in folders if folder.exists()]
 
 
-def settle(run: RunDirectory, added: TaskSource | None) -> None:
+def write_derived_files(run: RunDirectory, added: TaskSource | None) -> None:
     """Write what follows from the committed stages: config.yaml, manifest.json, scores.json, report.html.
 
     The working folder goes last: while it is there, a later command knows that not all of this was done.
@@ -69,11 +69,11 @@ def settle(run: RunDirectory, added: TaskSource | None) -> None:
     if added is not None and added not in run.config.tasks:
         config = run.config.model_copy(update={"tasks": [*run.config.tasks, added]})
         run_directory.save_config(run.path, config)
-    promotion.settle(run)
+    promotion.update_pointer(run)
     stage_writer.update_manifest(run)
     records.write(run.path / "scores.json", run.scores())
     report.write_report(run)
-    for folder in unsettled(run):
+    for folder in unfinished_commits(run):
         with files.writing(folder):
             shutil.rmtree(folder)
     working = run.path / WORKING

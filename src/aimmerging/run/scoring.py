@@ -121,7 +121,7 @@ def score_before(
     set_adapter_state(model, scorer.loaded.fresh)
     found = working.read(BEFORE)
     if found is None:
-        baseline = scorer.settings.zero_shot and not method.alone
+        baseline = scorer.settings.zero_shot and not method.scored_alone
         found = {"zero_shot": scorer.scores(sets) if baseline else {}, "scores": {}}
         with adapter_active(model, last):
             found["scores"] = scorer.scores(sets) if baseline and last else {}

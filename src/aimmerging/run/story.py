@@ -78,11 +78,11 @@ def learn(
 def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource | None = None) -> Path:
     """Do the stages that `plan` names, under the run directory's lock; `added` is the task that config.yaml lacks."""
     out, ranks = setting.out, setting.ranks
-    with recovery.owned(out, ranks):
+    with recovery.locked_by_main(out, ranks):
         preparation.check_config(setting)
         todo = plan()
         if ranks.is_main_process:
-            recovery.clear_up(out, added, setting.progress, done=not todo)
+            recovery.clean_up(out, added, setting.progress, done=not todo)
         if not todo:
             messages.say_nothing_to_do(out, setting.progress)
             return out
@@ -98,7 +98,7 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
                 ranks.wait_for_everyone()  # the stage is committed
                 committed = RunDirectory.open(out)
                 if ranks.is_main_process:
-                    recovery.settle(committed, added)
+                    recovery.write_derived_files(committed, added)
                 ranks.wait_for_everyone()
                 if promotion.candidate(committed):
                     break
@@ -116,16 +116,16 @@ def _learn_stage(
     sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in places]
     scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
     working, changed = preparation.working_folder(setting, committed, index, tasks)
-    with working.told_at_the_end(title):
-        last = read_adapter(past[-1].path / "adapter") if past and not method.alone else None
+    with working.naming_resume_point(title):
+        last = read_adapter(past[-1].path / "adapter") if past and not method.scored_alone else None
         before = scoring.score_before(scorer, method, last, sets, working)
         ranks.wait_for_everyone()  # what the main process kept is read by all from here on
         rows = [row for task in tasks for row in task.train]
         steps = learning.updates(config, len(rows))
         warnings = messages.say_warnings(title, schedule.before_training(config.training, steps), progress)
-        memory = learning.recall(past, loaded) if method.rehearses else learning.NOTHING
+        memory = learning.recall(past, loaded) if method.rehearses else learning.NO_MEMORY
         with progress.bar(f"{config.method}: {title}", steps) as advance:
-            tell = messages.step_teller(title, advance, progress)
+            tell = messages.step_reporter(title, advance, progress)
             trained = learning.train(
                 config, loaded, method, rows, memory, carried, index=index, working=working, step_done=tell
             )
@@ -139,7 +139,7 @@ def _learn_stage(
             with trained.costs.measure("memory"):
                 kept = learning.remember(config, loaded, tasks[0], folder / "memory") if method.rehearses else None
             with trained.costs.measure("evaluation"):
-                earlier = [] if method.alone else EvaluationSet.saved(past)
+                earlier = [] if method.scored_alone else EvaluationSet.saved(past)
                 scores = scorer.scores([*earlier, *sets], folder / "predictions")
             gate = judge_stage(config.gate, past, [*earlier, *sets], folder / "predictions")
             began = (before["zero_shot"], before["scores"].get(title))

@@ -123,7 +123,7 @@ def point(run: RunDirectory, stage: Stage | None, by: str) -> None:
     records.write(run.path / POINTER, Promotion(stage=name, by=by, stages=len(run.stages)))
 
 
-def settle(run: RunDirectory) -> None:
+def update_pointer(run: RunDirectory) -> None:
     """Write promoted.json after a commit, in runs that have a gate or were rolled back; others need none."""
     pointer = _pointer(run)
     if pointer is None and not any(stage.record.gate for stage in run.stages):

@@ -38,7 +38,7 @@ class Method:
         rehearses: whether it needs rows of past tasks.
         stored_logits: whether it needs the answer logits kept beside them.
         fresh_adapter: every task starts from a new adapter instead of the one the last task left.
-        alone: a task is scored by itself, right after it is learned, and never again.
+        scored_alone: a task is scored by itself, right after it is learned, and never again.
         joint: all tasks are learned at once, as one.
         merges: it combines the weights of adapters, so it takes plain LoRA only.
         remembered: names of the attributes that are the method's state: tensors, plain data, lists and dicts of them.
@@ -53,7 +53,7 @@ class Method:
     rehearses: ClassVar[bool] = False
     stored_logits: ClassVar[bool] = False
     fresh_adapter: ClassVar[bool] = False
-    alone: ClassVar[bool] = False
+    scored_alone: ClassVar[bool] = False
     joint: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     remembered: ClassVar[tuple[str, ...]] = ()

@@ -1,10 +1,10 @@
 """Rehearsal inside the task's own steps, with its settings: which memory rows a step learns and how they are added.
 
 g = g_task + w · g_memory, where g_memory is the gradient of the mean rehearsal loss over the step's memory tokens.
-`joint`: the memory rows ride in the task's batches, their labels hidden from the trainer's own loss, and their loss is
-added with weight w; accumulation, several processes, loss scales and other trainers then need nothing special. `apart`:
-a forward and backward of their own after the task's; for the norm ratio, for methods that look at the gradients, and
-under trainers with a loss of their own, such as TRL's, whose fused output layer leaves no logits.
+`joint`: the memory rows are added to the task's batches, their labels hidden from the trainer's own loss, and their
+loss is added with weight w; accumulation, several processes, loss scales and other trainers then need nothing special.
+`apart`: a forward and backward of their own after the task's; for the norm ratio, for methods that look at the
+gradients, and under trainers with a loss of their own, such as TRL's, whose fused output layer leaves no logits.
 """
 
 import math
@@ -133,8 +133,8 @@ def _exchange_moments(session: "Session") -> None:
     optimizer.state, session.own_moments = session.own_moments, optimizer.state
 
 
-class Riders(NamedTuple):
-    """Memory rows that ride in one of the task's micro-batches.
+class MemoryBatch(NamedTuple):
+    """Memory rows that are added to one of the task's micro-batches.
 
     Attributes:
         batch: as the model takes it, with its labels.
@@ -173,7 +173,7 @@ class StepRehearsal:
     joint: bool = True
     apart: bool = False
     parts: list[list[MemoryRef]] = field(default_factory=list)
-    waiting: list[Riders | None] = field(default_factory=list)
+    waiting: list[MemoryBatch | None] = field(default_factory=list)
     rows: int = 0
     tokens: float = 0.0
     loss: float | Tensor = 0.0
@@ -212,8 +212,8 @@ class StepRehearsal:
         places = memory.step_places(settings.share * session.batch_size, session.step)
         mine = session.own(memory.draw_places(session.sizes, places, settings.seed))
         self.parts = [mine[place::micro_batches] for place in range(micro_batches)]
-        looked_at = _looks(session.trainer.method)
-        self.apart = settings.computation == "apart" or not self.joint or looked_at or self._measurement_due
+        reads = _reads_gradients(session.trainer.method)
+        self.apart = settings.computation == "apart" or not self.joint or reads or self._measurement_due
 
     def make_room(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The step's micro-batches of the task; with the budget `within`, memory rows take the places of the last rows.
@@ -241,13 +241,15 @@ class StepRehearsal:
         if self.apart:
             size = self.settings.micro_batch_size
             parts = [mine[start : start + size] for start in range(0, len(mine), size)]
-        self.waiting = [self._riders(part) if part else None for part in parts]
-        tokens = sum(self.session.answer_tokens(riders.batch["labels"]) for riders in self.waiting if riders)
+        self.waiting = [self._memory_batch(part) if part else None for part in parts]
+        tokens = sum(
+            self.session.answer_tokens(memory_batch.batch["labels"]) for memory_batch in self.waiting if memory_batch
+        )
         rows, self.tokens = self.session.sum_over_ranks(len(mine), tokens)
         self.rows = int(rows)
         self.session.costs.memory_rows += self.rows
 
-    def _riders(self, refs: Sequence[MemoryRef]) -> Riders:
+    def _memory_batch(self, refs: Sequence[MemoryRef]) -> MemoryBatch:
         batch, answers = self.session.collated(refs, narrow=self.apart)
         if len(batch["labels"]) != len(refs):
             raise ConfigError(
@@ -256,24 +258,24 @@ class StepRehearsal:
             )
         kept = self.session.answers
         stored = [kept[ref.task][ref.row].loss if ref.task in kept else math.nan for ref in refs]
-        return Riders(batch, answers, stored)
+        return MemoryBatch(batch, answers, stored)
 
     # --- within the step ---------------------------------------------------------------------------------------------
 
-    def take(self) -> Riders | None:
-        """The memory rows that ride in the next micro-batch; None where there are none or gradients are apart."""
+    def take(self) -> MemoryBatch | None:
+        """The memory rows to add to the next micro-batch; None where there are none or gradients are apart."""
         self.joint_loss = 0.0
         return self.waiting.pop(0) if self.waiting and not self.apart else None
 
-    def joined(self, riders: Riders, labels: Tensor, logits: Tensor) -> Tensor:
-        """What the riders add to the step's loss, before the mean over processes.
+    def joined(self, memory_batch: MemoryBatch, labels: Tensor, logits: Tensor) -> Tensor:
+        """What the memory rows add to the step's loss, before the mean over processes.
 
         Args:
-            riders: the rows.
+            memory_batch: the rows.
             labels: theirs in the joint batch, [rows, length].
             logits: [rows, length, vocabulary], of them.
         """
-        loss = self._part(riders, labels, logits) * self.weight
+        loss = self._part(memory_batch, labels, logits) * self.weight
         self.joint_loss = loss.detach()
         return loss
 
@@ -282,33 +284,35 @@ class StepRehearsal:
         if not self.apart or not self.rows:
             return
         # a process without rows takes part all the same, because the gradients are averaged over all
-        batches = [riders for riders in self.waiting if riders] or [self._nothing()]
+        batches = [memory_batch for memory_batch in self.waiting if memory_batch] or [self._empty_batch()]
         self.waiting = []
-        self.memory_gradients = self.session.gradients_apart([partial(self._forward, riders) for riders in batches])
+        self.memory_gradients = self.session.separate_gradients(
+            [partial(self._forward, memory_batch) for memory_batch in batches]
+        )
 
-    def _nothing(self) -> Riders:
+    def _empty_batch(self) -> MemoryBatch:
         """A row without a label."""
         task = next(task for task, size in self.session.sizes.items() if size)
         batch, _ = self.session.collated([MemoryRef(task, 0)])
-        return Riders({**batch, "labels": torch.full_like(batch["labels"], -100)}, None, [])
+        return MemoryBatch({**batch, "labels": torch.full_like(batch["labels"], -100)}, None, [])
 
-    def _forward(self, riders: Riders, model: Any) -> Tensor:
-        inputs = {name: value for name, value in riders.batch.items() if name != "labels"}
-        return self._part(riders, riders.batch["labels"], model(**inputs).logits)
+    def _forward(self, memory_batch: MemoryBatch, model: Any) -> Tensor:
+        inputs = {name: value for name, value in memory_batch.batch.items() if name != "labels"}
+        return self._part(memory_batch, memory_batch.batch["labels"], model(**inputs).logits)
 
-    def _part(self, riders: Riders, labels: Tensor, logits: Tensor) -> Tensor:
-        """The riders' part of the mean over the step's memory tokens, times the number of processes."""
+    def _part(self, memory_batch: MemoryBatch, labels: Tensor, logits: Tensor) -> Tensor:
+        """The memory rows' part of the mean over the step's memory tokens, times the number of processes."""
         shift = self.session.shift
-        loss = memory_loss(logits, labels, riders.answers, self.settings.loss, shift=shift) / max(self.tokens, 1)
+        loss = memory_loss(logits, labels, memory_batch.answers, self.settings.loss, shift=shift) / max(self.tokens, 1)
         self.loss = self.loss + loss.detach()
-        self._note_drifts(riders, labels, logits.detach())
+        self._note_drifts(memory_batch, labels, logits.detach())
         return loss * self.session.world
 
-    def _note_drifts(self, riders: Riders, labels: Tensor, logits: Tensor) -> None:
-        if not any(math.isfinite(stored) for stored in riders.stored):
+    def _note_drifts(self, memory_batch: MemoryBatch, labels: Tensor, logits: Tensor) -> None:
+        if not any(math.isfinite(stored) for stored in memory_batch.stored):
             return
         rows = row_losses(logits, labels, shift=self.session.shift)
-        self.drifts += [now - then for now, then in zip(rows, riders.stored, strict=True) if math.isfinite(then)]
+        self.drifts += [now - then for now, then in zip(rows, memory_batch.stored, strict=True) if math.isfinite(then)]
 
     def add_apart(self) -> None:
         """g_task + w · g_memory in place of the gradients; w is measured first where it is due."""
@@ -356,18 +360,18 @@ class StepRehearsal:
         return total / count if count else None
 
 
-def join(inputs: Mapping[str, Tensor], riders: Riders, model: Any) -> dict[str, Tensor]:
+def join(inputs: Mapping[str, Tensor], memory_batch: MemoryBatch, model: Any) -> dict[str, Tensor]:
     """One batch of both, padded on the right.
 
     Args:
         inputs: of the task, with its labels.
-        riders: below them.
+        memory_batch: below them.
         model: for the decoder's inputs of an encoder-decoder model, which follow from labels.
 
     Raises:
         ConfigError: the two come with different fields.
     """
-    inputs, other = dict(inputs), dict(riders.batch)
+    inputs, other = dict(inputs), dict(memory_batch.batch)
     if "decoder_input_ids" in other and "decoder_input_ids" not in inputs:
         inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
     for batch in (inputs, other):
@@ -400,6 +404,6 @@ def check_method(method: type[Method], name: str, placement: str) -> None:
         )
 
 
-def _looks(method: Method) -> bool:
+def _reads_gradients(method: Method) -> bool:
     """Whether a method looks at the gradients of each step, which are the task's alone there."""
     return type(method).before_step is not Method.before_step

@@ -249,17 +249,17 @@ class Session:
         Args:
             loss: in place of the run's rehearsal loss.
         """
-        return self._gradients_apart(lambda: self._memory_backward(loss or self.settings.loss, None))
+        return self._separate_gradients(lambda: self._memory_backward(loss or self.settings.loss, None))
 
-    def gradients_apart(self, losses: Sequence[Callable[[Any], Tensor]]) -> list[Tensor]:
+    def separate_gradients(self, losses: Sequence[Callable[[Any], Tensor]]) -> list[Tensor]:
         """Gradients of the sum of `losses`, averaged over processes; those that are there stay.
 
         Args:
             losses: functions of the model, at least one, each of a batch that fits the device.
         """
-        return self._gradients_apart(lambda: self._backward(losses))
+        return self._separate_gradients(lambda: self._backward(losses))
 
-    def _gradients_apart(self, backward: Callable[[], object]) -> list[Tensor]:
+    def _separate_gradients(self, backward: Callable[[], object]) -> list[Tensor]:
         with self.costs.measure("rehearsal"):
             parameters = self._trainable
             own = [parameter.grad for parameter in parameters]

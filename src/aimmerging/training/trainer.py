@@ -24,7 +24,7 @@ from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import TrainerHooks
 from aimmerging.training.memory_folder import Memory, recall, remember
 from aimmerging.training.method import Method
-from aimmerging.training.rehearsal import Riders, join
+from aimmerging.training.rehearsal import MemoryBatch, join
 from aimmerging.training.session import RehearsalSettings, Session
 
 
@@ -54,7 +54,7 @@ class _MethodCallback(TrainerCallback):
         self.trainer.finish_step()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let the method finish and settle the time account: what is not counted elsewhere was the task's."""
+        """Let the method finish and count the time: what is not counted elsewhere was spent on the task."""
         session = self.trainer.session
         guard.check_trained(session, self.trainer.unmoved)
         self.trainer.method.after_task(session)
@@ -62,9 +62,9 @@ class _MethodCallback(TrainerCallback):
         if self.trainer.memory_folder is not None:
             with session.costs.measure("memory"):
                 remember(self.trainer.memory_folder, self.trainer)
-        self.settle(session.costs)
+        self.count_task_time(session.costs)
 
-    def settle(self, costs: RunningCosts, rehearsed: float = 0.0) -> None:
+    def count_task_time(self, costs: RunningCosts, rehearsed: float = 0.0) -> None:
         """Bring the time account and the peak memory up to now.
 
         Args:
@@ -123,7 +123,7 @@ class ContinualMixin(TrainerHooks):
         self.unmoved: list[torch.Tensor] | None = None
         self._micro_losses: list[torch.Tensor] = []
         self._step_rows = 0
-        self._riders: Riders | None = None
+        self._memory_batch: MemoryBatch | None = None
         self._resumed: dict[str, Any] = {}
         if not self.session.adapter:
             raise ModelError("no parameter is trainable; load the adapter with is_trainable=True")
@@ -143,9 +143,9 @@ class ContinualMixin(TrainerHooks):
         """As the trainer's, keeping the loss for signals.jsonl and counting rows; the loss is the task's alone."""
         self._step_rows += len(inputs["input_ids"]) * self.session.world
         self.session.uncounted.append(Positions.of(inputs))
-        self._riders = self.session.in_step.take()
+        self._memory_batch = self.session.in_step.take()
         loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        self._riders, loss = None, loss - self.session.in_step.joint_loss
+        self._memory_batch, loss = None, loss - self.session.in_step.joint_loss
         self._micro_losses.append(loss)
         if self.accelerator.sync_gradients:  # pyright: ignore[reportAttributeAccessIssue]
             self.session.in_step.compute_apart()
@@ -160,30 +160,30 @@ class ContinualMixin(TrainerHooks):
         """The mean over the answer tokens of the whole step and of all processes, with the method's extra loss.
 
         A model that returns the mean of its micro-batch has it weighted by the micro-batch's part of the step's tokens,
-        so that no split of the rows into micro-batches or processes changes what is learned. Memory rows that ride
-        along add the mean over the step's memory tokens, which that weight has no part in.
+        so that no split of the rows into micro-batches or processes changes what is learned. Memory rows that are
+        added bring the mean over the step's memory tokens, which that weight has no part in.
         """
-        plain, riders = super().compute_loss, self._riders  # pyright: ignore[reportAttributeAccessIssue]
+        plain, memory_batch = super().compute_loss, self._memory_batch  # pyright: ignore[reportAttributeAccessIssue]
         share = self._share(inputs.get("labels"), num_items_in_batch)
-        rows = len(inputs["labels"]) if riders is not None else 0
+        rows = len(inputs["labels"]) if memory_batch is not None else 0
         # a trainer with a loss of its own, as TRL's, decides by itself where it needs logits
         narrow = model.training and plain.__func__ is Trainer.compute_loss
-        if riders is not None:
-            inputs = join(inputs, riders, self.session.model)
+        if memory_batch is not None:
+            inputs = join(inputs, memory_batch, self.session.model)
         if narrow:
             inputs = self.session.narrowed(inputs)
         with_extra = model.training and type(self.method).extra_loss is not Method.extra_loss
         # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
-        needed = return_outputs or with_extra or riders is not None
+        needed = return_outputs or with_extra or memory_batch is not None
         # a copy, because label smoothing takes the labels out
-        given = dict(inputs) if riders is None else _hidden(inputs, rows)
+        given = dict(inputs) if memory_batch is None else _hidden(inputs, rows)
         found = plain(model, given, needed, None if self._weighs_loss else num_items_in_batch)
         parts: tuple[Any, Any] = found if needed else (found, None)
         loss, outputs = parts
         if self._weighs_loss and model.training:
-            loss = loss * share if share else self._nothing()
-        if riders is not None:
-            joined = self.session.in_step.joined(riders, inputs["labels"][rows:], outputs.logits[rows:])
+            loss = loss * share if share else self._empty_batch()
+        if memory_batch is not None:
+            joined = self.session.in_step.joined(memory_batch, inputs["labels"][rows:], outputs.logits[rows:])
             loss = loss + joined * self._divisor(num_items_in_batch)
             inputs, outputs = {name: value[:rows] for name, value in inputs.items()}, copy.copy(outputs)
             outputs.logits = outputs.logits[:rows]
@@ -200,7 +200,7 @@ class ContinualMixin(TrainerHooks):
         processes = self.session.world if trainer.args.average_tokens_across_devices else 1
         return self.session.answer_tokens(labels) * processes / num_items_in_batch
 
-    def _nothing(self) -> torch.Tensor:
+    def _empty_batch(self) -> torch.Tensor:
         """Loss of a micro-batch without an answer token, whose mean is not a number: zero, and so its gradients."""
         return 0.0 * torch.stack([value.sum() for value in self.session.adapter]).sum()
 
@@ -234,7 +234,7 @@ class ContinualMixin(TrainerHooks):
         guard.check_weights(session)
         rows = 0 if rehearsal.apart else rehearsal.rows  # those apart have their time measured
         rehearsed = rows / max(rows + self._step_rows, 1)
-        self._callback.settle(session.costs, rehearsed)
+        self._callback.count_task_time(session.costs, rehearsed)
         self._step_rows = 0
 
 
