@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aimmerging.core import memory
-from aimmerging.core.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
+from aimmerging.core.controller import AIM_DEFAULT, DEFAULT, PAPER, REFERENCE, ControllerConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.schema_problems import explain, listing, unknown
 from aimmerging.data.text_files import parse_yaml, read_text
@@ -131,12 +131,13 @@ class RehearsalConfig(Section):
     placement: Literal["interval", "step"] = Field(
         default="interval",
         description="interval: in steps of their own, when the method says so, as published. step: a few memory rows "
-        "inside every task step, g = g_task + weight · g_memory; the five fields below are read with it alone, and "
-        "controller.rehearsal_steps and rehearsal.batch_size are not",
+        "inside every task step, g = g_task + weight · g_memory, which the `default` preset of `aim` does; the five "
+        "fields below are read with it alone, and rehearsal.batch_size is not",
     )
-    share: float = Field(
-        default=0.25, gt=0, le=1, description="memory rows a step, for each row of training.batch_size; a share under "
-        "one row a step learns one every few steps"
+    share: float | None = Field(
+        default=None, gt=0, le=1, description="memory rows a step, for each row of training.batch_size; a share under "
+        "one row a step learns one every few steps; default: controller.rehearsal_steps / controller.interval, so "
+        "that either placement learns as many memory rows"
     )  # fmt: skip
     budget: Literal["extra", "within"] = Field(
         default="extra",
@@ -220,6 +221,12 @@ class RunConfig(Section):
         default=None, description="whether a new stage is fit to serve; default: every stage is. docs/monthly_update.md"
     )
 
+    @property
+    def rehearsal_share(self) -> float:
+        """Memory rows for each row of a step's batch where rehearsal takes place inside the step."""
+        share = self.rehearsal.share
+        return self.controller.rehearsal_ratio if share is None else share
+
 
 _PUBLISHED: dict[str, Any] = {
     "training": {"length_window": 0, "warmup_steps": 50},
@@ -242,6 +249,10 @@ PRESET_VALUES: dict[str, dict[str, Any]] = {
 how the adapter is merged, so rows are chosen by coverage and rehearsed towards the stored answer logits; the probe
 looks at the same stratified rows every time, which takes the draw's noise out of the forgetting signal."""
 
+AIM_VALUES: dict[str, Any] = {"rehearsal": {"placement": "step"}, "controller": asdict(AIM_DEFAULT)}
+"""Over those of `default` for the method `aim`. Departures, with their tables in docs/evidence.md: the same memory rows
+keep far more inside the task's steps than in steps of their own, and a merge on top has shown no gain."""
+
 
 def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Build a configuration from a mapping, `a.b=c` overrides and the preset they name.
@@ -256,7 +267,10 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
     protocol = merged.get("protocol")
     if protocol is not None and (not isinstance(protocol, str) or protocol not in PROTOCOL_VALUES):
         raise ConfigError(unknown("protocol", protocol, list(PROTOCOL_VALUES)))
-    below = deep_merge(PRESET_VALUES[preset], PROTOCOL_VALUES[protocol] if protocol else {})
+    below = PRESET_VALUES[preset]
+    if preset == "default" and merged.get("method", "aim") == "aim":
+        below = deep_merge(below, AIM_VALUES)
+    below = deep_merge(below, PROTOCOL_VALUES[protocol] if protocol else {})
     try:
         config = RunConfig.model_validate(deep_merge(below, merged))
     except ValidationError as error:
@@ -360,28 +374,34 @@ def _placement_problems(config: RunConfig) -> list[str]:
     """Values of `rehearsal` that the placement would ignore, or that leave a batch without a task row."""
     rehearsal, training = config.rehearsal, config.training
     if rehearsal.placement == "interval":
-        return [
+        nothing = [
+            "controller.merge is false, but with rehearsal.placement: interval aim rehearses only where it merges; set "
+            "controller.merge to true, or rehearsal.placement to step"
+        ]
+        return nothing * (config.method == "aim" and not config.controller.merge) + [
             f"rehearsal.{name} is {getattr(rehearsal, name)}, which rehearsal.placement: interval does not read; set "
-            f"rehearsal.placement to step, or leave rehearsal.{name} at {RehearsalConfig.model_fields[name].default}"
+            f"rehearsal.placement to step, or leave rehearsal.{name} at its default, "
+            f"{RehearsalConfig.model_fields[name].default or 'null'}"
             for name in ("share", "budget", "weight", "weight_bound", "weight_every")
             if getattr(rehearsal, name) != RehearsalConfig.model_fields[name].default
         ]
     problems: list[str] = []
     if rehearsal.batch_size is not None:
         problems.append(
-            "rehearsal.batch_size is of rehearsal steps, and rehearsal.placement: step has none; set rehearsal.share, "
-            "and rehearsal.batch_size to null"
+            "rehearsal.batch_size is of rehearsal steps, and rehearsal.placement: step has none; set "
+            "rehearsal.batch_size to null and rehearsal.share to the rows wanted, or rehearsal.placement to interval"
         )
     if rehearsal.optimizer == "separate":
         problems.append(
             "rehearsal.optimizer is separate, but with rehearsal.placement: step task and memory share every step; set "
-            "it to shared or reset"
+            "it to shared or reset, or rehearsal.placement to interval"
         )
     rows = min(training.micro_batch_size, training.batch_size)
     parts = math.ceil(training.batch_size / rows)
-    if rehearsal.budget == "within" and math.ceil(math.ceil(rehearsal.share * training.batch_size) / parts) >= rows:
+    share = config.rehearsal_share
+    if rehearsal.budget == "within" and math.ceil(math.ceil(share * training.batch_size) / parts) >= rows:
         problems.append(
-            f"rehearsal.share {rehearsal.share} leaves no task row in micro-batches of {rows} rows with "
+            f"rehearsal.share {share:g} leaves no task row in micro-batches of {rows} rows with "
             "rehearsal.budget: within; lower the share or raise training.micro_batch_size"
         )
     return problems

@@ -51,7 +51,8 @@ def specification(model, **values):
             },
             "evaluation": {"zero_shot": False},
             "memory": {"ratio": 0.2},
-            "controller": {"interval": 2, "rehearsal_steps": 2, "min_interval": 1},
+            "rehearsal": {"placement": "interval"},
+            "controller": {"interval": 2, "rehearsal_steps": 2, "min_interval": 1, "merge": True},
         },
         **values,
     }

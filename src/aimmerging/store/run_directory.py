@@ -26,7 +26,11 @@ from aimmerging.store.records import Finding, Findings, Manifest, Memory, Scores
 WORKING = "working"
 """Folder of what is kept of the stage that is being learned."""
 FINDINGS = "findings.json"
-_BEFORE: dict[str, Any] = {"training": {"length_window": 0}}
+_BEFORE: dict[str, Any] = {
+    "training": {"length_window": 0},
+    "rehearsal": {"placement": "interval"},
+    "controller": {"merge": True},
+}
 """What runs did before a setting was there: a saved configuration names every value, so one it lacks is newer."""
 
 
@@ -186,7 +190,11 @@ class RunDirectory:
             matrix=matrix,
             single_task=single_task,
             summary=metrics.summarise(matrix, single_task),
-            rehearsal=self.config.rehearsal.model_dump(include={"placement", "share", "budget"}),
+            rehearsal={
+                "placement": self.config.rehearsal.placement,
+                "share": self.config.rehearsal_share,
+                "budget": self.config.rehearsal.budget,
+            },
             costs=records.total_costs(stage.record.costs for stage in self.stages),
         )
 
@@ -240,7 +248,7 @@ def _read_config(run: Path) -> RunConfig:
         RunDirectoryError: it is damaged.
     """
     try:
-        return resolve(deep_merge(_BEFORE, read_yaml(run / "config.yaml")))
+        return resolve(_as_named_now(deep_merge(_BEFORE, read_yaml(run / "config.yaml"))))
     except ConfigError as error:
         raise RunDirectoryError(f"{run / 'config.yaml'}: {error}") from None
 
@@ -248,6 +256,14 @@ def _read_config(run: Path) -> RunConfig:
 DROPPED = "dropped.json"
 """In a stage: its files that `memory drop --everything` took away."""
 _MAY_BE_DROPPED = ("test/*.jsonl", "predictions/*.jsonl", "check.safetensors")
+
+
+def _as_named_now(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a saved configuration without a share that nothing read: it once had a number as its default."""
+    rehearsal = values["rehearsal"]
+    if isinstance(rehearsal, dict) and rehearsal.get("placement") == "interval":
+        return values | {"rehearsal": rehearsal | {"share": None}}
+    return values
 
 
 def _dropped(folder: Path) -> list[str]:
