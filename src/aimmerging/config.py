@@ -250,7 +250,7 @@ how the adapter is merged, so rows are chosen by coverage and rehearsed towards 
 looks at the same stratified rows every time, which takes the draw's noise out of the forgetting signal."""
 
 AIM_VALUES: dict[str, Any] = {"rehearsal": {"placement": "step"}, "controller": asdict(AIM_DEFAULT)}
-"""Over those of `default` for the method `aim`. Departures, with their tables in docs/evidence.md: the same memory rows
+"""Over those of `default` for the method `aim`, unless `rehearsal.placement: interval` asks for merges. Departures, with their tables in docs/evidence.md: the same memory rows
 keep far more inside the task's steps than in steps of their own, and a merge on top has shown no gain."""
 
 
@@ -268,7 +268,7 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
     if protocol is not None and (not isinstance(protocol, str) or protocol not in PROTOCOL_VALUES):
         raise ConfigError(unknown("protocol", protocol, list(PROTOCOL_VALUES)))
     below = PRESET_VALUES[preset]
-    if preset == "default" and merged.get("method", "aim") == "aim":
+    if preset == "default" and merged.get("method", "aim") == "aim" and not _placed_apart(merged):
         below = deep_merge(below, AIM_VALUES)
     below = deep_merge(below, PROTOCOL_VALUES[protocol] if protocol else {})
     try:
@@ -277,6 +277,12 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
         raise ConfigError(explain(error, RunConfig)) from None
     _check_together(config)
     return config
+
+
+def _placed_apart(values: Mapping[str, Any]) -> bool:
+    """Whether the user asks for rehearsal in steps of its own."""
+    rehearsal = values.get("rehearsal")
+    return isinstance(rehearsal, Mapping) and rehearsal.get("placement") == "interval"
 
 
 FOR_ONE_TASK = ("controller", "gate", "memory", "probe", "rehearsal", "settings", "training")

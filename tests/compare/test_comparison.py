@@ -52,7 +52,7 @@ def specification(model, **values):
             "evaluation": {"zero_shot": False},
             "memory": {"ratio": 0.2},
             "rehearsal": {"placement": "interval"},
-            "controller": {"interval": 2, "rehearsal_steps": 2, "min_interval": 1, "merge": True},
+            "controller": {"interval": 2, "rehearsal_steps": 2, "min_interval": 1},
         },
         **values,
     }

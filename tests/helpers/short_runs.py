@@ -53,7 +53,7 @@ def settings(base: Path, tasks=("alpha", "beta"), /, **values):
         "memory": {"ratio": 0.25},
         # merges around rehearsal steps of their own: more parts than the default has
         "rehearsal": {"placement": "interval"},
-        "controller": {"interval": 4, "rehearsal_steps": 4, "merge": True},
+        "controller": {"interval": 4, "rehearsal_steps": 4},
         **values,
     }
 

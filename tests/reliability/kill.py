@@ -60,7 +60,7 @@ def values(base: Path, preset: str) -> dict:
     from short_runs import settings
 
     own = settings(base, TASKS, preset=preset, seed=1, checkpoint={"every_steps": 5})
-    own["controller"] = {"interval": 6, "rehearsal_steps": 6, "merge": True}
+    own["controller"] = {"interval": 6, "rehearsal_steps": 6}
     return own
 
 

@@ -58,7 +58,7 @@ class Aim(Method):
             if not session.in_step.placed:
                 raise ConfigError(
                     "this AIMMerging does not merge, and with placement 'interval' it rehearses only where it merges; "
-                    "give RehearsalSettings(placement='step'), or Aim(aimmerging.core.controller.DEFAULT)"
+                    "give RehearsalSettings(placement='step'), or the method a controller with merge=True"
                 )
             return
         if session.in_step.active:
