@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aimmerging.core import memory
 from aimmerging.core.controller import AIM_DEFAULT, DEFAULT, PAPER, REFERENCE, ControllerConfig
+from aimmerging.data.general import GeneralSource
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.schema_problems import explain, listing, unknown
 from aimmerging.data.text_files import parse_yaml, read_text
@@ -167,6 +168,7 @@ class EvaluationConfig(Section):
     zero_shot: bool = Field(
         default=True, description="also before any training and right before learning (GEM transfer)"
     )
+    general: list[GeneralSource] = Field(default=[], description="sets that are scored and gated and never trained")
 
 
 class GateConfig(Section):
@@ -174,7 +176,7 @@ class GateConfig(Section):
 
     max_drop: float = Field(default=2.0, ge=0, description="points that a task learned before may fall")
     floors: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
-        default={}, description="least points of a task, by its name"
+        default={}, description="least points of a task or general set, by its name"
     )
     test: Literal["paired", "none"] = Field(
         default="paired",

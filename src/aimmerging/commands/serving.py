@@ -43,7 +43,9 @@ def evaluate(
     if as_json:
         print_json(result)
         return
-    rows = [[label, str(result["rows"][label]), f"{score:.1f}"] for label, score in result["scores"].items()]
+    scores = result["scores"] | {f"{label} (general)": score for label, score in result.get("general", {}).items()}
+    counts = zip(result["rows"].values(), scores.items(), strict=True)
+    rows = [[label, str(count), f"{score:.1f}"] for count, (label, score) in counts]
     print_table(f"Scores after learning {result['after']}", ["task", "rows", "points"], rows)
 
 
