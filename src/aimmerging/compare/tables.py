@@ -212,21 +212,22 @@ def heading(results: Results) -> list[str]:
 
 def markdown(results: Results) -> str:
     """Heading and tables in Markdown."""
-    parts = ["# Comparison", "", *(f"{_escape_markdown(line)}\n" for line in heading(results))]
+    parts = ["# Comparison", "", *(f"{escape_markdown(line)}\n" for line in heading(results))]
     for table in tables(results):
         parts += [f"## {table.caption}", ""]
         parts.append(_markdown_row([column.title for column in table.columns]))
         parts.append(_markdown_row(["---" if column.kind == "text" else "---:" for column in table.columns]))
         parts += [_markdown_row(row) for row in table.texts()]
-        parts += ["", _escape_markdown(table.note), ""]
+        parts += ["", escape_markdown(table.note), ""]
     return "\n".join(parts)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
+    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text as Markdown shows it, on one line."""
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("_", "\\_"), ("*", "\\*"), ("`", "\\`")):
         text = text.replace(sign, entity)
     return text.replace("\n", " ")
