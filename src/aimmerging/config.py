@@ -58,9 +58,11 @@ class LoraSection(Section):
 
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=32, gt=0)
+    rslora: bool = Field(default=False, description="scale by alpha / √rank, not alpha / rank: for high ranks")
     dropout: float = Field(default=0.05, ge=0, lt=1)
     target_modules: str | list[str] | None = Field(
-        default=None, description="names, or all-linear; default: PEFT's choice for the model (query and value)"
+        default=None,
+        description="names, a regular expression of whole names, or all-linear; default: PEFT's choice for the model",
     )
 
 

@@ -100,7 +100,7 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
             ranks.wait_for_everyone()
             committed = RunDirectory.open(out)
             if ranks.is_main_process and committed.stages and new_sets:
-                recovery.settle(committed, added)
+                recovery.write_derived_files(committed, added)
             for index, tasks in todo:
                 _learn_stage(setting, loaded, committed, index, tasks)
                 ranks.wait_for_everyone()  # the stage is committed
