@@ -154,7 +154,9 @@ class Hub:
 def test_the_upload_is_what_was_exported(trained, tmp_path, monkeypatch):
     hub = Hub(monkeypatch)
     words = ("--push-to-hub", "org/name", "--private")
-    result = command("export", trained.run, "--to", tmp_path / "out", *words, "--json").json
+    said = command("export", trained.run, "--to", tmp_path / "out", *words, "--json")
+    result = said.json
+    assert "who loads the adapter has to give its own base" in said.err.replace("\n", " ")
     assert result["hub"] == "https://huggingface.co/org/name"
     files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert hub.asked == [

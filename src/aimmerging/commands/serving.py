@@ -1,5 +1,6 @@
 """The commands that use a run's stages: score, answer, export, promote, roll back."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -160,6 +161,11 @@ def _export_one(
         written = export_run(run_dir, to, progress=progress, **options)
         if push is None:
             return written
+        if not options["merged"] and os.path.isdir(written["base"]):
+            progress.say(
+                f"note: adapter_config.json names the base as it is named here, the folder {written['base']}; who loads "
+                "the adapter has to give its own base"
+            )
         message = f"{written['kind']} of {written['stage']} by aimmerging"
         return written | {"hub": upload(Path(written["to"]), push, private=private, message=message)}
 
