@@ -32,9 +32,7 @@ def test_every_test_that_filled_a_cell_is_there_and_says_so():
         path, _, name = record["test"].partition("::")
         text = (ROOT / path).read_text(encoding="utf-8")
         body = text.partition(f"\ndef {name.partition('[')[0]}(")[2].partition("\ndef ")[0]
-        assert "covers(" in body, (
-            f"{record['test']} fills no cell; run the tests with AIMMERGING_COMPATIBILITY=1"
-        )
+        assert "covers(" in body, f"{record['test']} fills no cell; run the tests with AIMMERGING_COMPATIBILITY=1"
 
 
 def report(name, cells, *, passed=True):

@@ -411,31 +411,6 @@ def _placement_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def parse_columns(text: str | None) -> dict[str, str | None]:
-    """Read the `columns` of a task from a command line: `input: text, output: label`, braces or not.
-
-    Raises:
-        ConfigError: it is no mapping of names.
-    """
-    if text is None:
-        return {}
-    value: Any
-    try:
-        # YAML takes a word alone in braces for a key without a value
-        value = None if ":" not in text else parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
-    except (ValueError, RecursionError):
-        value = None
-    names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]
-    # a lone word reads as a name without a value, and only the id may have none
-    if not all(
-        (isinstance(ours, str) and isinstance(theirs, str)) or (ours, theirs) == ("id", None) for ours, theirs in names
-    ):
-        raise ConfigError(
-            f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
-        )
-    return dict(names)
-
-
 def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Put `above` over `below`; mappings merge, everything else is replaced."""
     merged = dict(below)

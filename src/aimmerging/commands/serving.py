@@ -11,6 +11,7 @@ from aimmerging.commands.options import (
     JsonOption,
     RunArgument,
     StageOption,
+    parse_columns,
     print_json,
     print_table,
     telling,
@@ -34,7 +35,6 @@ def evaluate(
 ) -> None:
     """Score the promoted adapter on every task it learned, or on another one."""
     from aimmerging.commands.inference import score_run, task_at
-    from aimmerging.config import parse_columns
 
     if columns is not None and task is None:
         raise ConfigError("--columns names the columns of --task; give both, or neither")
@@ -69,7 +69,6 @@ def predict(
     import json
 
     from aimmerging.commands.inference import answer, rows_at
-    from aimmerging.config import parse_columns
 
     rows, notes = rows_at(text, input_file, None if columns is None else parse_columns(columns))
     with telling() as progress:
@@ -163,8 +162,8 @@ def _export_one(
             return written
         if not options["merged"] and os.path.isdir(written["base"]):
             progress.say(
-                f"note: adapter_config.json names the base as it is named here, the folder {written['base']}; who loads "
-                "the adapter has to give its own base"
+                f"note: adapter_config.json names the base as here, the folder {written['base']}; who loads the adapter "
+                "has to give its own base"
             )
         message = f"{written['kind']} of {written['stage']} by aimmerging"
         return written | {"hub": upload(Path(written["to"]), push, private=private, message=message)}
