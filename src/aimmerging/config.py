@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aimmerging.core import memory
 from aimmerging.core.controller import AIM_DEFAULT, DEFAULT, PAPER, REFERENCE, ControllerConfig
+from aimmerging.data.general import GeneralSource
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.schema_problems import explain, listing, unknown
 from aimmerging.data.text_files import parse_yaml, read_text
@@ -57,9 +58,11 @@ class LoraSection(Section):
 
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=32, gt=0)
+    rslora: bool = Field(default=False, description="scale by alpha / √rank, not alpha / rank: for high ranks")
     dropout: float = Field(default=0.05, ge=0, lt=1)
     target_modules: str | list[str] | None = Field(
-        default=None, description="names, or all-linear; default: PEFT's choice for the model (query and value)"
+        default=None,
+        description="names, a regular expression of whole names, or all-linear; default: PEFT's choice for the model",
     )
 
 
@@ -167,6 +170,7 @@ class EvaluationConfig(Section):
     zero_shot: bool = Field(
         default=True, description="also before any training and right before learning (GEM transfer)"
     )
+    general: list[GeneralSource] = Field(default=[], description="sets that are scored and gated and never trained")
 
 
 class GateConfig(Section):
@@ -174,7 +178,7 @@ class GateConfig(Section):
 
     max_drop: float = Field(default=2.0, ge=0, description="points that a task learned before may fall")
     floors: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
-        default={}, description="least points of a task, by its name"
+        default={}, description="least points of a task or general set, by its name"
     )
     test: Literal["paired", "none"] = Field(
         default="paired",
@@ -411,31 +415,6 @@ def _placement_problems(config: RunConfig) -> list[str]:
             "rehearsal.budget: within; lower the share or raise training.micro_batch_size"
         )
     return problems
-
-
-def parse_columns(text: str | None) -> dict[str, str | None]:
-    """Read the `columns` of a task from a command line: `input: text, output: label`, braces or not.
-
-    Raises:
-        ConfigError: it is no mapping of names.
-    """
-    if text is None:
-        return {}
-    value: Any
-    try:
-        # YAML takes a word alone in braces for a key without a value
-        value = None if ":" not in text else parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
-    except (ValueError, RecursionError):
-        value = None
-    names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]
-    # a lone word reads as a name without a value, and only the id may have none
-    if not all(
-        (isinstance(ours, str) and isinstance(theirs, str)) or (ours, theirs) == ("id", None) for ours, theirs in names
-    ):
-        raise ConfigError(
-            f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
-        )
-    return dict(names)
 
 
 def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

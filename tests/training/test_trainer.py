@@ -390,7 +390,8 @@ def test_a_frozen_model_is_refused(tiny_t5, tmp_path):
         ContinualTrainer(model=model, args=arguments(tmp_path), train_dataset=[], method=Method())
 
 
-def test_deepspeed_is_refused(tiny_t5, tmp_path, monkeypatch):
+def test_deepspeed_is_refused(tiny_t5, tmp_path, monkeypatch, covers):
+    covers("any", "any", "any", "DeepSpeed", state="refused")
     create = Trainer.create_accelerator_and_postprocess
 
     def with_deepspeed(self):

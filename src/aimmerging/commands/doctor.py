@@ -38,7 +38,8 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
     build(config)
     stream = sources.task_stream(config, path.parent)
     codec, settings = sources.codec(config, progress)
-    findings = preflight.examine(stream.tasks, codec, settings)
+    sets = sources.general(config, path.parent, stream.names)
+    findings = preflight.examine([*stream.tasks, *sets], codec, settings)
     preflight.refuse(findings)
     cut = {(found.task, found.split, found.kind): found.rows for found in findings}
     return {
@@ -58,5 +59,6 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
             }
             for task in stream
         ],
+        "general": {one.name: len(one.test) for one in sets},
         "findings": [finding.to_json() | {"sentence": str(finding)} for finding in findings],
     }

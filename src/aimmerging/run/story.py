@@ -10,7 +10,7 @@ from pathlib import Path
 from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.run import learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
+from aimmerging.run import general, learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
 from aimmerging.run.gating import judge_stage
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
@@ -38,16 +38,18 @@ def run(
     """
     stream = sources.task_stream(config, base)
     config = preparation.with_located_model(config, out, base)
-    return run_stream(config, stream, out, progress=progress, accept_changes=accept_changes)
+    return run_stream(config, stream, out, base=base, progress=progress, accept_changes=accept_changes)
 
 
 def run_stream(
-    config: RunConfig, stream: TaskStream, out: Path, *, progress: Progress | None = None, accept_changes: bool = False
-) -> Path:
+    config: RunConfig, stream: TaskStream, out: Path, *, base: Path = Path(), progress: Progress | None = None,
+    accept_changes: bool = False,
+) -> Path:  # fmt: skip
     """As :func:`run`, with tasks that are already loaded; ends early at a stage that the gate does not promote."""
-    setting = Setting.of(config, out, progress, accept=accept_changes)
+    sets = sources.general(config, base, stream.names)
+    setting = Setting.of(config, out, progress, accept=accept_changes, general=sets)
     if config.single_task == "train":
-        alone = config.model_copy(update={"method": "single_task", "single_task": "none", "gate": None})
+        alone = preparation.alone(config)
         run_stream(alone, stream, out / "single_task", progress=progress, accept_changes=accept_changes)
     return _learn_all(setting, lambda: preparation.stages_to_do(setting, stream))
 
@@ -80,19 +82,25 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
     out, ranks = setting.out, setting.ranks
     with recovery.locked_by_main(out, ranks):
         preparation.check_config(setting)
-        todo = plan()
+        todo, new_sets = plan(), general.to_score(setting.config, out, setting.general)
         if ranks.is_main_process:
             recovery.clean_up(out, added, setting.progress, done=not todo)
         if not todo:
             messages.say_nothing_to_do(out, setting.progress)
-            return out
+            if not new_sets:
+                return out
         preparation.check_scorable(setting, todo)
-        loaded = preparation.load(setting, todo)
-        if ranks.is_main_process:
+        loaded = preparation.load(setting, todo, new_sets)
+        if ranks.is_main_process and todo:
             recovery.set_candidates_aside(out, setting.progress)
         ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
-        committed = RunDirectory.open(out)
         with setting.progress.kept_in(out / LOG if ranks.is_main_process else None):
+            if ranks.is_main_process:
+                general.score_before(Scorer(setting.config.evaluation, loaded, setting.progress), out, new_sets)
+            ranks.wait_for_everyone()
+            committed = RunDirectory.open(out)
+            if ranks.is_main_process and committed.stages and new_sets:
+                recovery.write_derived_files(committed, added)
             for index, tasks in todo:
                 _learn_stage(setting, loaded, committed, index, tasks)
                 ranks.wait_for_everyone()  # the stage is committed
@@ -141,8 +149,10 @@ def _learn_stage(
             with trained.costs.measure("evaluation"):
                 earlier = [] if method.scored_alone else EvaluationSet.saved(past)
                 scores = scorer.scores([*earlier, *sets], folder / "predictions")
-            gate = judge_stage(config.gate, past, [*earlier, *sets], folder / "predictions")
-            began = (before["zero_shot"], before["scores"].get(title))
+                ability = general.score_stage(scorer, committed, folder)
+            compared = general.compared(committed, past, folder)
+            gate = judge_stage(config.gate, past, [*earlier, *sets], folder / "predictions", compared)
+            began = (before["zero_shot"], before["scores"].get(title), ability)
             found = stage_writer.Results(scores, *began, kept, warnings, changed, gate)
             stage_writer.write_stage(
                 folder, config, trained, loaded, tasks, sets, method, index=index, results=found, adapter=adapter

@@ -19,8 +19,9 @@ from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
 from aimmerging.data.text_files import read_text
 from aimmerging.errors import ConfigError, RunDirectoryError
-from aimmerging.store import records
+from aimmerging.store import general_sets, records
 from aimmerging.store.files import COMMITTED, check, committing, write_text, writing
+from aimmerging.store.general_sets import GeneralSet
 from aimmerging.store.records import Finding, Findings, Manifest, Memory, Scores, StageRecord
 
 WORKING = "working"
@@ -88,11 +89,13 @@ class RunDirectory:
         path: of the directory.
         config: config.yaml.
         stages: committed stages in order.
+        general: sets that are never trained.
     """
 
     path: Path
     config: RunConfig
     stages: tuple[Stage, ...]
+    general: tuple[GeneralSet, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -114,16 +117,18 @@ class RunDirectory:
                 )
             stages.append(Stage.open(folder))
         stages.sort(key=lambda stage: stage.record.index)
-        return cls(path, _read_config(path), tuple(stages))
+        return cls(path, _read_config(path), tuple(stages), general_sets.saved(path))
 
     def verify(self, stages: Sequence[Stage] | None = None) -> None:
-        """Compare every file of the stages (default: all) with its hash, before anything is learned from them.
+        """Compare every file of the stages (default: all, and the general sets) with its hash, before they are used.
 
         Raises:
             RunDirectoryError: names the first file that was edited or damaged.
         """
         for stage in self.stages if stages is None else stages:
             check(stage.path, hashes=True, without=_dropped(stage.path))
+        for one in self.general if stages is None else ():
+            check(one.path, hashes=True)
 
     @property
     def learned(self) -> dict[str, str]:
@@ -190,6 +195,7 @@ class RunDirectory:
             matrix=matrix,
             single_task=single_task,
             summary=metrics.summarise(matrix, single_task),
+            general=self._general(),
             rehearsal={
                 "placement": self.config.rehearsal.placement,
                 "share": self.config.rehearsal_share,
@@ -210,6 +216,16 @@ class RunDirectory:
             for name, value in record.scores.items():
                 matrix[names.index(name)][record.index] = value
         return tuple(map(tuple, matrix))
+
+    def _general(self) -> dict[str, tuple[float | None, ...]]:
+        """Points of each general set, in the columns of the matrix."""
+        rows: dict[str, list[float | None]] = {
+            one.record.name: [one.record.score, *([None] * len(self.learned))] for one in self.general
+        }
+        for record in (stage.record for stage in self.stages):
+            for name, value in record.general.items():
+                rows.setdefault(name, [None] * (1 + len(self.learned)))[record.index] = value
+        return {name: tuple(row) for name, row in rows.items()}
 
 
 def open_reference(run: Path, config: RunConfig, tasks: Mapping[str, str]) -> RunDirectory | None:
