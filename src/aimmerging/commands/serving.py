@@ -162,8 +162,8 @@ def _export_one(
             return written
         if not options["merged"] and os.path.isdir(written["base"]):
             progress.say(
-                f"note: adapter_config.json names the base as here, the folder {written['base']}; who loads the adapter "
-                "has to give its own base"
+                f"note: adapter_config.json names the base as here, the folder {written['base']}; who loads the "
+                "adapter has to give its own base"
             )
         message = f"{written['kind']} of {written['stage']} by aimmerging"
         return written | {"hub": upload(Path(written["to"]), push, private=private, message=message)}
