@@ -254,9 +254,9 @@ how the adapter is merged, so rows are chosen by coverage and rehearsed towards 
 looks at the same stratified rows every time, which takes the draw's noise out of the forgetting signal."""
 
 AIM_VALUES: dict[str, Any] = {"rehearsal": {"placement": "step"}, "controller": asdict(AIM_DEFAULT)}
-"""Over those of `default` for the method `aim`, unless `rehearsal.placement: interval` asks for merges. Departures, with
-their tables in docs/evidence.md: the same memory rows keep far more inside the task's steps than in steps of their own,
-and a merge on top has shown no gain."""
+"""Over those of `default` for the method `aim`, unless `rehearsal.placement: interval` asks for merges. Departures,
+with their tables in docs/evidence.md: the same memory rows keep far more inside the task's steps than in steps of their
+own, and a merge on top has shown no gain."""
 
 
 def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
