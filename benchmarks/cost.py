@@ -84,7 +84,7 @@ class Measured:
         costs: of the last round, as the trainer accounts for them; empty for the stock trainer.
         tokens: of the last round that are no padding.
         padding: of the last round.
-        collated: tokens and padding of the last round as the collator made them, with task rows that gave their place up.
+        collated: tokens and padding of the last round from the collator, with task rows that gave their place up.
         peak_bytes: largest resident memory; None where the system does not tell.
     """
 
