@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo bench evidence newest test test-all test-fast test-kill lint format types clean
+.PHONY: demo bench docs evidence newest test test-all test-fast test-kill lint format types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/aimmerging demo --out demo
@@ -38,6 +38,10 @@ bench: $(VENV)/.installed
 evidence: $(VENV)/.installed
 	$(BIN)/python docs/make_evidence.py
 
+# the documentation as a site, every link and every Python name checked
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict --quiet
+
 # the contracts with transformers, peft, accelerate and trl, on the newest releases that pip finds
 newest: $(VENV)/.installed-dev
 	$(BIN)/python .ci/newest.py
@@ -68,4 +72,4 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .ruff_cache .coverage*
+	rm -rf $(VENV) demo site .pytest_cache .ruff_cache .coverage*

@@ -1,12 +1,14 @@
 """The documents say what the code does."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import aimmerging
 
@@ -117,3 +119,10 @@ def test_a_method_written_as_the_page_shows_learns_and_rehearses(tmp_path, tiny_
     trainer.train()
     assert trainer.session.costs.memory_updates == 2
     assert trainer.method.state() == {"anchor": []}
+
+
+def test_every_page_has_its_place_in_the_site():
+    """A page that the navigation lacks is built and found by nobody."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = set(re.findall(r"[\w/]+\.md", json.dumps(site["nav"])))
+    assert named == {path.name for path in (ROOT / "docs").glob("*.md")}
