@@ -1,22 +1,28 @@
-"""Batched greedy generation, sorted by length, and scoring; nothing is kept but one line a row."""
+"""Batched greedy generation, sorted by length and shared among processes, and scoring; kept is one line a row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import GenerationConfig
 
 from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
 from aimmerging.store.records import Prediction
-from aimmerging.training import stopping
+from aimmerging.training import sharing
 from aimmerging.training.encoding import Codec, padded
 
 
 @torch.no_grad()
 def generate(
-    model: Any, codec: Codec, rows: Sequence[Row], batch_size: int, advance: Callable[[int], None] | None = None
+    model: Any,
+    codec: Codec,
+    rows: Sequence[Row],
+    batch_size: int,
+    advance: Callable[[int], None] | None = None,
+    ranks: PartialState | None = None,
 ) -> list[str]:
     """Answer each row greedily.
 
@@ -28,33 +34,30 @@ def generate(
         rows: whose prompts are answered.
         batch_size: rows at once.
         advance: told how many rows a batch finished, for a progress bar.
+        ranks: processes that share the rows, all of which call this; None for this one alone.
 
     Returns:
-        the answers, stripped, in the order of `rows`.
+        the answers, stripped, in the order of `rows`; the same on every process.
 
     Raises:
         Stopped: a signal asked for it, see :mod:`aimmerging.training.stopping`.
     """
     prompts = codec.prompts(rows)
     order = sorted(range(len(rows)), key=lambda place: len(prompts[place]), reverse=True)
-    answers = [""] * len(rows)
-    pad = codec.tokenizer.pad_token_id
+    pad, left = codec.tokenizer.pad_token_id, not codec.encoder_decoder  # decoders go on at the right
     was_training = model.training
     model.eval()
     with _greedy(model, codec) as tokenizer:
-        for start in range(0, len(order), batch_size):
-            stopping.poll()
-            places = order[start : start + batch_size]
-            batch, left = [prompts[place] for place in places], not codec.encoder_decoder  # decoders go on at the right
+
+        def answer(places: list[int]) -> list[str]:
+            batch = [prompts[place] for place in places]
             ids, mask = padded(batch, pad, left=left), padded([[1] * len(prompt) for prompt in batch], 0, left=left)
             output = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer
             )
-            fresh = output if codec.encoder_decoder else output[:, ids.shape[1] :]
-            for place, text in zip(places, codec.texts(fresh), strict=True):
-                answers[place] = text
-            if advance is not None:
-                advance(len(places))
+            return codec.texts(output if codec.encoder_decoder else output[:, ids.shape[1] :])
+
+        answers = sharing.over_rows(order, batch_size, answer, ranks, advance)
     model.train(was_training)
     return answers
 
@@ -112,9 +115,10 @@ def evaluate(
     *,
     batch_size: int,
     advance: Callable[[int], None] | None = None,
+    ranks: PartialState | None = None,
 ) -> list[Prediction]:
     """Answer and score each row; arguments as :func:`generate`, `metric` of :data:`aimmerging.core.metrics.METRICS`."""
-    answers = generate(model, codec, rows, batch_size, advance)
+    answers = generate(model, codec, rows, batch_size, advance, ranks)
     references = [row.output for row in rows]
     scores = metrics.score(metric, answers, references)
     return [

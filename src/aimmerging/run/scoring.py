@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
+
 from aimmerging.config import EvaluationConfig
 from aimmerging.data.tasks import Row, Task
 from aimmerging.methods import Method
 from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.generation import evaluate, points
 from aimmerging.store import files, records
+from aimmerging.store.records import Prediction
 from aimmerging.store.run_directory import Stage, stage_slug
 from aimmerging.training.models import LoadedModel, adapter_active, set_adapter_state, set_past_adapter
 from aimmerging.training.progress import Progress
@@ -61,44 +64,53 @@ def save_evaluation_sets(folder: Path, sets: Sequence[EvaluationSet]) -> None:
         records.write_rows(folder / "test" / f"{place:02d}.jsonl", one.rows)
 
 
+Predictions = dict[str, list[Prediction]]
+"""Answers and their scores, by task in the order scored."""
+
+
+def save_predictions(folder: Path, sets: Sequence[EvaluationSet], predictions: Predictions) -> None:
+    """Write the prediction of every row, one file a task."""
+    with files.writing(folder):
+        folder.mkdir(parents=True)
+    for one in sets:
+        records.write_lines(folder / f"{stage_slug(one.place, one.name)}.jsonl", predictions[one.name])
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Generates and scores on the main process; the others wait for it at the stage's end.
+    """Generates and scores; the processes share the rows of each task, and all of them know the answers.
 
     Attributes:
         settings: of the evaluation.
         loaded: the model, with the adapter that is to be scored.
         progress: told how far it is.
-        active: False on other ranks, whose scores are empty.
+        ranks: the processes; None for this one alone.
     """
 
     settings: EvaluationConfig
     loaded: LoadedModel
     progress: Progress
-    active: bool = True
+    ranks: PartialState | None = None
 
-    def scores(self, sets: Sequence[EvaluationSet], folder: Path | None = None) -> dict[str, float]:
-        """Points by task; with `folder`, the prediction of every row goes there, one file a task."""
-        if not self.active:
-            return {}
-        result: dict[str, float] = {}
-        if folder is not None:
-            with files.writing(folder):
-                folder.mkdir(parents=True)
+    def predictions(self, sets: Sequence[EvaluationSet]) -> Predictions:
+        """The prediction of every row by task; every process must call this."""
+        model, codec, size = self.loaded.model, self.loaded.codec, self.settings.batch_size
         with self.progress.bar("scoring", sum(len(one.rows) for one in sets)) as advance:
-            for one in sets:
-                predictions = evaluate(
-                    self.loaded.model,
-                    self.loaded.codec,
-                    one.rows,
-                    one.metric,
-                    batch_size=self.settings.batch_size,
-                    advance=advance,
+            return {
+                one.name: evaluate(
+                    model, codec, one.rows, one.metric, batch_size=size, advance=advance, ranks=self.ranks
                 )
-                result[one.name] = points(predictions)
-                if folder is not None:
-                    records.write_lines(folder / f"{stage_slug(one.place, one.name)}.jsonl", predictions)
-        return result
+                for one in sets
+            }
+
+    def scores(self, sets: Sequence[EvaluationSet]) -> dict[str, float]:
+        """Points by task."""
+        return points_of(self.predictions(sets))
+
+
+def points_of(predictions: Predictions) -> dict[str, float]:
+    """Points by task."""
+    return {name: points(answers) for name, answers in predictions.items()}
 
 
 def score_before(
@@ -125,7 +137,7 @@ def score_before(
         found = {"zero_shot": scorer.scores(sets) if baseline else {}, "scores": {}}
         with adapter_active(model, last):
             found["scores"] = scorer.scores(sets) if baseline and last else {}
-        if scorer.active:
+        if scorer.ranks is None or scorer.ranks.is_main_process:
             working.write(BEFORE, found)
     if last and not method.fresh_adapter:
         set_adapter_state(model, last)

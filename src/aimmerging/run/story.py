@@ -12,6 +12,7 @@ from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.run import learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
 from aimmerging.run.gating import judge_stage
+from aimmerging.run.kept_logits import largest_logits
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
 from aimmerging.store import promotion, run_directory
@@ -114,7 +115,7 @@ def _learn_stage(
     carried = load_state(past[-1].path / "method") if past else None
     places = enumerate(tasks, index - len(tasks) + 1)
     sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in places]
-    scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
+    scorer = Scorer(config.evaluation, loaded, progress, ranks)
     working, changed = preparation.working_folder(setting, committed, index, tasks)
     with working.naming_resume_point(title):
         last = read_adapter(past[-1].path / "adapter") if past and not method.scored_alone else None
@@ -129,22 +130,25 @@ def _learn_stage(
             trained = learning.train(
                 config, loaded, method, rows, memory, carried, index=index, working=working, step_done=tell
             )
-        if not ranks.is_main_process:
-            return
         warnings += messages.say_warnings(title, schedule.after_training(trained.events), progress)
-        with (
-            run_directory.commit_stage(setting.out, index, title) as folder,
-            adapter_active(loaded.model, trained.evaluated) as adapter,
-        ):
+        with adapter_active(loaded.model, trained.evaluated) as adapter:
             with trained.costs.measure("memory"):
-                kept = learning.remember(config, loaded, tasks[0], folder / "memory") if method.rehearses else None
+                kept = learning.remember(config, loaded, tasks[0], ranks) if method.rehearses else None
             with trained.costs.measure("evaluation"):
-                earlier = [] if method.scored_alone else EvaluationSet.saved(past)
-                scores = scorer.scores([*earlier, *sets], folder / "predictions")
-            gate = judge_stage(config.gate, past, [*earlier, *sets], folder / "predictions")
-            began = (before["zero_shot"], before["scores"].get(title))
-            found = stage_writer.Results(scores, *began, kept, warnings, changed, gate)
-            stage_writer.write_stage(
-                folder, config, trained, loaded, tasks, sets, method, index=index, results=found, adapter=adapter
-            )
+                scored = [*([] if method.scored_alone else EvaluationSet.saved(past)), *sets]
+                predictions = scorer.predictions(scored)
+            check = largest_logits(loaded.model, loaded.codec, sets, ranks)
+            if not ranks.is_main_process:
+                return
+            with run_directory.commit_stage(setting.out, index, title) as folder:
+                count = learning.write_memory(config, kept, folder / "memory") if kept else None
+                scoring.save_predictions(folder / "predictions", scored, predictions)
+                gate = judge_stage(config.gate, past, scored, folder / "predictions")
+                scores = scoring.points_of(predictions)
+                began = (before["zero_shot"], before["scores"].get(title))
+                found = stage_writer.Results(scores, *began, count, warnings, changed, gate)
+                stage_writer.write_stage(
+                    folder, config, trained, loaded, tasks, sets, method,
+                    index=index, results=found, check=check, adapter=adapter,
+                )  # fmt: skip
     progress.say(messages.stage_line(config.method, title, scores, trained.costs.merges))
