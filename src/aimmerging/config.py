@@ -163,6 +163,12 @@ class EvaluationConfig(Section):
 
     split: Literal["test", "validation"] = Field(default="test", description="validation: for choosing settings")
     batch_size: int = Field(default=64, ge=1)
+    matrix: Literal["full", "diagonal+last"] = Field(
+        default="full",
+        description="full: after each task every task learned so far. diagonal+last: after each task that task alone, "
+        "and every task after the last one, which is enough for OP, BWT and FWT and costs a number of answers that "
+        "grows with the tasks and not with their square; `learn` scores every task",
+    )
     zero_shot: bool = Field(
         default=True, description="also before any training and right before learning (GEM transfer)"
     )

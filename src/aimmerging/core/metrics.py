@@ -70,6 +70,24 @@ def summarise(matrix: Matrix, single_task: Sequence[float | None] | None = None)
     )
 
 
+def missing(summary: Summary, matrix: Matrix, single_task: Sequence[float | None] | None = None) -> dict[str, str]:
+    """Why each measure that is None is not known, by its field; arguments as :func:`summarise` had them."""
+    learned = max((len(row) for row in matrix), default=1) - 1
+    reasons: dict[str, str] = {}
+    for name, value in summary._asdict().items():
+        if value is not None:
+            continue
+        if not learned:
+            reasons[name] = "no task is learned yet"
+        elif name in ("bwt", "forgetting", "fwt_gem") and learned == 1:
+            reasons[name] = "needs two learned tasks"
+        elif name == "fwt" and (not single_task or None in single_task[:learned]):
+            reasons[name] = "needs single-task references"
+        else:
+            reasons[name] = "needs cells of the score matrix that were not scored"
+    return reasons
+
+
 def mean_known(values: Sequence[float | None]) -> float | None:
     """Mean, or None where there is nothing or a gap: a mean over what happens to be there would be another quantity."""
     known = [value for value in values if value is not None]

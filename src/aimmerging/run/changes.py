@@ -15,6 +15,7 @@ from aimmerging.training.models import LoadedModel
 ACCEPTABLE = (
     "checkpoint",
     "evaluation.batch_size",
+    "evaluation.matrix",
     "gate",
     "model.attention",
     "training.activation_checkpointing",

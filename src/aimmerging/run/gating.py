@@ -6,14 +6,30 @@ from pathlib import Path
 from aimmerging.config import GateConfig
 from aimmerging.core.gate import judge
 from aimmerging.errors import RunDirectoryError
-from aimmerging.run.scoring import EvaluationSet
+from aimmerging.run.scoring import EvaluationSet, Predictions
 from aimmerging.store import records
 from aimmerging.store.records import Gate, GateTask, Prediction
 from aimmerging.store.run_directory import Stage, stage_slug
 
 
+def unanswered(gate: GateConfig | None, past: Sequence[Stage]) -> list[EvaluationSet]:
+    """Tasks that the promoted stage has learned and was not scored on, which a gate needs its scores of.
+
+    Args:
+        gate: of the run; without one nothing is needed.
+        past: committed stages, the promoted one last.
+    """
+    if gate is None or not past:
+        return []
+    return [one for one in EvaluationSet.saved(past) if not past[-1].predictions(one.place, one.name).exists()]
+
+
 def judge_stage(
-    gate: GateConfig | None, past: Sequence[Stage], sets: Sequence[EvaluationSet], predictions: Path
+    gate: GateConfig | None,
+    past: Sequence[Stage],
+    sets: Sequence[EvaluationSet],
+    predictions: Path,
+    promoted: Predictions,
 ) -> Gate | None:
     """What stage.json says of the gate; None without one.
 
@@ -22,6 +38,7 @@ def judge_stage(
         past: committed stages, the promoted one last.
         sets: all tasks that were scored, the new one included.
         predictions: folder of the stage's predictions.
+        promoted: what the promoted stage answers to the tasks of :func:`unanswered`.
 
     Raises:
         RunDirectoryError: the rows that the promoted stage answered are others.
@@ -35,8 +52,8 @@ def judge_stage(
         new = records.read_lines(Prediction, predictions / name)
         after[one.name] = [row.score for row in new]
         path = past[-1].path / "predictions" / name if past else None
-        if path is not None and path.exists():
-            old = records.read_lines(Prediction, path)
+        if path is not None and (path.exists() or one.name in promoted):
+            old = promoted[one.name] if one.name in promoted else records.read_lines(Prediction, path)
             if [row.id for row in old] != [row.id for row in new]:
                 raise RunDirectoryError(
                     f"{path} holds answers to other rows than the test rows of {one.name!r} now, so the gate cannot "

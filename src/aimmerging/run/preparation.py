@@ -153,6 +153,13 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
             f"method {setting.config.method!r} does not learn task after task, so there is no stage before for a gate "
             "to compare with; set gate to null"
         )
+    if setting.config.gate and setting.config.evaluation.matrix != "full" and len(todo) > 1:
+        raise ConfigError(
+            "a gate compares every stage with the one before on all tasks, and evaluation.matrix is "
+            f"{setting.config.evaluation.matrix}, which scores the earlier tasks after the last one alone; set "
+            "evaluation.matrix to full, or set gate to null and give the gate to `aimmerging learn` with --set, which "
+            "scores every task whatever evaluation.matrix says"
+        )
     missing = [task.name for task in tasks if not EvaluationSet.of(task, split).rows]
     if missing:
         raise ConfigError(

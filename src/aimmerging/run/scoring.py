@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from accelerate import PartialState
 
@@ -113,9 +113,26 @@ def points_of(predictions: Predictions) -> dict[str, float]:
     return {name: points(answers) for name, answers in predictions.items()}
 
 
+class Before(TypedDict):
+    """Scores from before the training of a stage.
+
+    `zero_shot`: points of its tasks with the adapter as it was attached; `scores`: the same with the last stage's.
+    `promoted`: what the last stage answers to earlier tasks that it was not scored on and that a gate asks for.
+    """
+
+    zero_shot: dict[str, float]
+    scores: dict[str, float]
+    promoted: Predictions
+
+
 def score_before(
-    scorer: Scorer, method: Method, last: dict[str, Any] | None, sets: Sequence[EvaluationSet], working: Working
-) -> dict[str, dict[str, float]]:
+    scorer: Scorer,
+    method: Method,
+    last: dict[str, Any] | None,
+    sets: Sequence[EvaluationSet],
+    working: Working,
+    unanswered: Sequence[EvaluationSet] = (),
+) -> Before:
     """Score the new tasks before the training, and leave the adapter that the stage starts from in the model.
 
     Args:
@@ -124,21 +141,37 @@ def score_before(
         last: the last stage's adapter, by PEFT's names.
         sets: of the new tasks.
         working: keeps the scores, so that a stage that goes on does not score again.
-
-    Returns:
-        `zero_shot`, points by task with the adapter as it was attached, and `scores`, the same with the last stage's.
+        unanswered: earlier tasks that a gate needs the last stage's answers to.
     """
     model = scorer.loaded.model
     set_past_adapter(model, None)
     set_adapter_state(model, scorer.loaded.fresh)
-    found = working.read(BEFORE)
-    if found is None:
-        baseline = scorer.settings.zero_shot and not method.scored_alone
-        found = {"zero_shot": scorer.scores(sets) if baseline else {}, "scores": {}}
+    kept = working.read(BEFORE)
+    found = _scores_before(scorer, sets, last, method) if kept is None else _read_before(kept)
+    open_sets = [one for one in unanswered if one.name not in found["promoted"]]
+    if open_sets:
         with adapter_active(model, last):
-            found["scores"] = scorer.scores(sets) if baseline and last else {}
-        if scorer.ranks is None or scorer.ranks.is_main_process:
-            working.write(BEFORE, found)
+            found["promoted"] |= scorer.predictions(open_sets)
+    if (kept is None or open_sets) and (scorer.ranks is None or scorer.ranks.is_main_process):
+        answers = {name: [row.to_json() for row in rows] for name, rows in found["promoted"].items()}
+        working.write(BEFORE, {**found, "promoted": answers})
     if last and not method.fresh_adapter:
         set_adapter_state(model, last)
     return found
+
+
+def _scores_before(
+    scorer: Scorer, sets: Sequence[EvaluationSet], last: dict[str, Any] | None, method: Method
+) -> Before:
+    """The new tasks' scores with the fresh adapter, which is in the model, and with the last stage's."""
+    if not scorer.settings.zero_shot or method.scored_alone:
+        return Before(zero_shot={}, scores={}, promoted={})
+    zero_shot = scorer.scores(sets)
+    with adapter_active(scorer.loaded.model, last):
+        return Before(zero_shot=zero_shot, scores=scorer.scores(sets) if last else {}, promoted={})
+
+
+def _read_before(kept: dict[str, Any]) -> Before:
+    """What :func:`score_before` wrote; `promoted` is newer than the rest."""
+    promoted = {name: [Prediction(**row) for row in rows] for name, rows in kept.get("promoted", {}).items()}
+    return Before(zero_shot=kept["zero_shot"], scores=kept["scores"], promoted=promoted)

@@ -10,8 +10,7 @@ from pathlib import Path
 from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.run import learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
-from aimmerging.run.gating import judge_stage
+from aimmerging.run import gating, learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
 from aimmerging.run.kept_logits import largest_logits
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
@@ -95,7 +94,8 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
         committed = RunDirectory.open(out)
         with setting.progress.kept_in(out / LOG if ranks.is_main_process else None):
             for index, tasks in todo:
-                _learn_stage(setting, loaded, committed, index, tasks)
+                every = index == todo[-1][0] or setting.config.evaluation.matrix == "full"
+                _learn_stage(setting, loaded, committed, index, tasks, every=every)
                 ranks.wait_for_everyone()  # the stage is committed
                 committed = RunDirectory.open(out)
                 if ranks.is_main_process:
@@ -107,9 +107,18 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
 
 
 def _learn_stage(
-    setting: Setting, loaded: LoadedModel, committed: RunDirectory, index: int, tasks: Sequence[Task]
+    setting: Setting,
+    loaded: LoadedModel,
+    committed: RunDirectory,
+    index: int,
+    tasks: Sequence[Task],
+    *,
+    every: bool,
 ) -> None:
-    """One stage: train → remember → evaluate → commit. It goes on from what lies on disk, so in a new process too."""
+    """One stage: train → remember → evaluate → commit. It goes on from what lies on disk, so in a new process too.
+
+    With `every` all tasks learned so far are scored, else those of the stage alone.
+    """
     config, ranks, progress, past = setting.task_config, setting.ranks, setting.progress, committed.stages
     method, title = deepcopy(setting.method), stage_writer.stage_title(tasks)
     carried = load_state(past[-1].path / "method") if past else None
@@ -119,7 +128,7 @@ def _learn_stage(
     working, changed = preparation.working_folder(setting, committed, index, tasks)
     with working.naming_resume_point(title):
         last = read_adapter(past[-1].path / "adapter") if past and not method.scored_alone else None
-        before = scoring.score_before(scorer, method, last, sets, working)
+        before = scoring.score_before(scorer, method, last, sets, working, gating.unanswered(config.gate, past))
         ranks.wait_for_everyone()  # what the main process kept is read by all from here on
         rows = [row for task in tasks for row in task.train]
         steps = learning.updates(config, len(rows))
@@ -135,7 +144,7 @@ def _learn_stage(
             with trained.costs.measure("memory"):
                 kept = learning.remember(config, loaded, tasks[0], ranks) if method.rehearses else None
             with trained.costs.measure("evaluation"):
-                scored = [*([] if method.scored_alone else EvaluationSet.saved(past)), *sets]
+                scored = [*(EvaluationSet.saved(past) if every and not method.scored_alone else []), *sets]
                 predictions = scorer.predictions(scored)
             check = largest_logits(loaded.model, loaded.codec, sets, ranks)
             if not ranks.is_main_process:
@@ -143,7 +152,7 @@ def _learn_stage(
             with run_directory.commit_stage(setting.out, index, title) as folder:
                 count = learning.write_memory(config, kept, folder / "memory") if kept else None
                 scoring.save_predictions(folder / "predictions", scored, predictions)
-                gate = judge_stage(config.gate, past, scored, folder / "predictions")
+                gate = gating.judge_stage(config.gate, past, scored, folder / "predictions", before["promoted"])
                 scores = scoring.points_of(predictions)
                 began = (before["zero_shot"], before["scores"].get(title))
                 found = stage_writer.Results(scores, *began, count, warnings, changed, gate)
