@@ -110,6 +110,16 @@ def exact_match(prediction: str, reference: str) -> float:
     return float(_normal(prediction).strip().lower() == _normal(reference).strip().lower())
 
 
+def exact_match_undecided(begun: str, reference: str) -> bool:
+    """Whether the exact match of an answer of which only the beginning is known depends on the rest of it."""
+    sure = _normal(begun).strip().lower()[:-_UNSURE]
+    return _normal(reference).strip().lower().startswith(sure)
+
+
+_UNSURE = 4
+"""Letters at the end of a beginning that what follows may change: an accent, a word's last sigma, bytes of a letter."""
+
+
 def token_f1(prediction: str, reference: str) -> float:
     """F1 of the bags of words, lower-cased, without punctuation and English articles (the SQuAD measure).
 
