@@ -99,6 +99,8 @@ class TrainingConfig(Section):
         "record it; in the weights, always stop",
     )
     device: Literal["auto", "cpu"] = "auto"
+    report_to: list[Literal["tensorboard"]] = Field(default=[], description="trackers; its files: RUN/tensorboard")
+    logging_steps: int = Field(default=10, ge=1, description="from one entry for `report_to` to the next")
 
 
 class MemoryConfig(Section):

@@ -16,7 +16,7 @@ from aimmerging.core import memory
 from aimmerging.data.tasks import Row, Task, hash_rows
 from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
-from aimmerging.run import schedule
+from aimmerging.run import schedule, tracking
 from aimmerging.run.checkpoints import LEARNED, Checkpointing, Working
 from aimmerging.store import files, records
 from aimmerging.store.records import Memory, MemoryCount
@@ -116,16 +116,17 @@ def train(
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(config, Path(scratch), config.seed + index, steps=updates(config, len(rows)))
         loaded.model.train()
-        trainer = ContinualTrainer(
-            model=loaded.model,
-            args=arguments,
-            train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
-            data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
-            method=method,
-            memory=past.features if method.rehearses else {},
-            answers=past.answers if method.rehearses else {},
-            rehearsal=rehearsal_settings(config),
-        )
+        with tracking.placed(working.folder.parents[1], working.folder.name):
+            trainer = ContinualTrainer(
+                model=loaded.model,
+                args=arguments,
+                train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
+                data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
+                method=method,
+                memory=past.features if method.rehearses else {},
+                answers=past.answers if method.rehearses else {},
+                rehearsal=rehearsal_settings(config),
+            )
         trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
         trainer.add_callback(Checkpointing(trainer, working))
         trainer.add_callback(_StepDone(trainer.session, step_done))
@@ -190,8 +191,9 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
+        logging_strategy="steps" if training.report_to else "no",
+        logging_steps=training.logging_steps,
+        report_to=list(training.report_to) or "none",
         disable_tqdm=True,
     )
     together = arguments.per_device_train_batch_size * arguments.world_size

@@ -18,6 +18,7 @@ from aimmerging.run.checkpoints import Working
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
+from aimmerging.training import trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import LoadedModel, load_model
 from aimmerging.training.progress import Progress
@@ -58,6 +59,7 @@ class Setting:
             ConfigError: there is no such method, or not with these settings; an override is wrong.
         """
         task_config = for_one_task(config, overrides)
+        trackers.check_installed(task_config.training.report_to)
         ranks = PartialState(cpu=config.training.device == "cpu")
         return cls(config, task_config, methods.build(task_config), out, ranks, progress or Progress(), accept)
 

@@ -14,6 +14,7 @@ from aimmerging.run import gating, learning, messages, preparation, recovery, sc
 from aimmerging.run.kept_logits import largest_logits
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
+from aimmerging.run.tracking import log_scores
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.store.tensor_tree import load_state
@@ -100,6 +101,7 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
                 committed = RunDirectory.open(out)
                 if ranks.is_main_process:
                     recovery.write_derived_files(committed, added)
+                    log_scores(setting.config, committed)
                 ranks.wait_for_everyone()
                 if promotion.candidate(committed):
                     break
