@@ -83,19 +83,23 @@ def never_ending(loaded):
 
 @contextmanager
 def ending(loaded):
-    """Let the model write one of eleven tokens or the end, by its favourite token and the place: so it always ends."""
-    tokenizer, step, generate = loaded.codec.tokenizer, [0], loaded.model.generate
-    words = tokenizer.encode("the movie was great and the acting was wonderful city", add_special_tokens=False)[:11]
-    choice = torch.tensor([tokenizer.eos_token_id, *words])
+    """Let every row have an answer of its own, of none to eight tokens, by the length of its prompt."""
+    tokenizer, step, lengths, generate = loaded.codec.tokenizer, [0], [], loaded.model.generate
+    words = tokenizer.encode("the movie was great and the acting was wonderful city", add_special_tokens=False)
 
     def begin(**given):
         step[0] = 0
+        lengths[:] = given["attention_mask"].sum(dim=1).tolist()
         return generate(**given)
 
     def choose(module, args, logits):
-        picked = choice[(logits.argmax(dim=-1, keepdim=True) + step[0]) % len(choice)]
+        place = step[0]
         step[0] += 1
-        return torch.full_like(logits, -1e4).scatter(-1, picked, 1e4)
+        end = tokenizer.eos_token_id
+        picked = [end if place >= n % 9 else words[(n + place) % len(words)] for n in lengths]
+        chosen = torch.full_like(logits, -1e4)
+        chosen[range(len(lengths)), -1, picked] = 1e4
+        return chosen
 
     handle = loaded.model.get_base_model().get_output_embeddings().register_forward_hook(choose)
     loaded.model.generate = begin
@@ -135,12 +139,12 @@ def test_generation_stops_a_margin_after_the_longest_reference_with_exact_match_
 
 
 def test_batches_give_the_answers_and_scores_of_a_row_at_a_time(loaded):
-    """What the random model answers shortly is the reference of these rows, so that there are right and wrong ones."""
+    """The answers of one or two tokens are the references of their rows, so that there are right and wrong ones."""
     rows, codec = ROWS[:9], loaded.codec
     with ending(loaded):
         whole = answers(loaded.model, codec, rows, 1)
         rows = [
-            Row(row.id, row.input, one.text if one.text and len(one.text) < 20 else row.output)
+            Row(row.id, row.input, one.text if len(codec.prompt(row)) % 9 in (1, 2) else row.output)
             for row, one in zip(rows, whole, strict=True)
         ]
         batched = score(loaded, rows, size=4)
