@@ -36,7 +36,8 @@ VARIANTS = {
     "replay, share 1": {"method": "replay"},
     "replay, share 1/4": {"method": "replay", **FEWER},
     "aim": {"method": "aim"},
-    "aim, share 1/4": {"method": "aim", **FEWER},
+    "aim, within": {"method": "aim", "rehearsal": {"budget": "within"}},
+    "aim, interval": {"method": "aim", "rehearsal": {"placement": "interval"}},
     "aim:paper": {"method": "aim", "preset": "paper"},
     "aim:reference": {"method": "aim", "preset": "reference"},
 }
@@ -83,6 +84,7 @@ class Measured:
         costs: of the last round, as the trainer accounts for them; empty for the stock trainer.
         tokens: of the last round that are no padding.
         padding: of the last round.
+        collated: tokens and padding of the last round from the collator, with task rows that gave their place up.
         peak_bytes: largest resident memory; None where the system does not tell.
     """
 
@@ -91,6 +93,7 @@ class Measured:
     costs: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     padding: int = 0
+    collated: tuple[int, int] = (0, 0)
     peak_bytes: int | None = None
 
 
@@ -271,8 +274,11 @@ def measure(model, work, rounds, variants=tuple(VARIANTS)):
                 result.seconds += np.diff(clock.ends).tolist()
                 result.counts = counts
                 result.costs = trainer.session.costs.to_json() if isinstance(trainer, ContinualTrainer) else {}
-                result.tokens = sum(held for held, _ in collator.seen)
-                result.padding = sum(total for _, total in collator.seen) - result.tokens
+                held, total = (sum(part) for part in zip(*collator.seen, strict=True))
+                result.collated = held, total - held
+                result.tokens, result.padding = (
+                    (result.costs["tokens"], result.costs["padding"]) if result.costs else result.collated
+                )
                 result.peak_bytes = max(peak or 0, result.peak_bytes or 0) or None
     return found
 
@@ -282,17 +288,20 @@ def most(name, work):
     micro = -(-work.batch // work.micro)
     answer = work.answer[1] + 1  # with one position for the label that nothing predicts
     values = VARIANTS[name]
-    updates = probes = probe_rows = 0
+    updates = probes = probe_rows = beside = 0
     if values is not None:
         config = configuration(values, work)
         kind = type(methods.build(config))
-        controller = config.controller
-        updates = int(work.steps * controller.rehearsal_ratio + 1e-9) if kind.rehearses else 0
-        if kind.rehearses and controller.rehearsal_rule == "planned":
-            updates += controller.rehearsal_steps  # the last merge's belong to a plan that may reach past the end
+        controller, in_step = config.controller, config.rehearsal.placement == "step"
+        if in_step and config.rehearsal.budget == "extra":
+            beside = int(work.steps * work.batch * config.rehearsal_share + 1e-9)
+        if kind.rehearses and not in_step:
+            updates = int(work.steps * controller.rehearsal_ratio + 1e-9)
+            if controller.rehearsal_rule == "planned":
+                updates += controller.rehearsal_steps  # the last merge's belong to a plan that may reach past the end
         probe_rows = config.probe.rows
-        probes = -(-work.steps // controller.probe_every) if config.method == "aim" else 0
-    all_rows = (work.steps + updates) * work.batch + probes * probe_rows
+        probes = -(-work.steps // controller.probe_every) if config.method == "aim" and not in_step else 0
+    all_rows = (work.steps + updates) * work.batch + probes * probe_rows + beside
     backwards = (work.steps + updates) * micro
     return Counts(
         forwards=backwards + probes * -(-probe_rows // work.micro),

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 RESULTS = Path(__file__).parent / "results" / "demo"
-COLUMNS = {"op": "OP", "bwt": "BWT", "fwt": "FWT", "memory_updates": "rehearsal updates", "merges": "merges"}
+COLUMNS = {"op": "OP", "bwt": "BWT", "fwt": "FWT", "memory_rows": "memory rows learned", "merges": "merges"}
 
 
 def summary_of(seed: int, methods: str) -> dict:

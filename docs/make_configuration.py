@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from aimmerging.config import PRESET_VALUES, GateConfig, RunConfig
 from aimmerging.core.controller import ControllerConfig
+from aimmerging.data.general import GeneralSource
 from aimmerging.data.loading import TaskSource
 
 HEAD = """# Configuration
@@ -62,6 +63,7 @@ def render() -> str:
             lines += _section(kind, f"{name}.")
     lines += _section(GateConfig, "gate.")
     lines += ["", "## `tasks`", "", "| key | meaning |", "|---|---|", *_attributes(TaskSource, "")]
+    lines += ["", "## `evaluation.general`", "", "| key | meaning |", "|---|---|", *_attributes(GeneralSource, "")]
     lines += ["", "## `controller`", "", "| key | meaning |", "|---|---|", *_attributes(ControllerConfig, "")]
     lines += ["", "## Presets", "", "| key | " + " | ".join(PRESET_VALUES) + " |", "|---" * 4 + "|"]
     flat = {preset: dict(_flatten(values)) for preset, values in PRESET_VALUES.items()}

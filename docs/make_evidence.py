@@ -34,7 +34,8 @@ def all_rows(costs: dict[str, Any]) -> float:
 def points(comparison: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     """(method, cost in units of plain LoRA, OP, half width of its 95 % interval)."""
     methods = comparison["methods"]
-    plain = methods["sequential"]["costs"]["task_rows"]["mean"]
+    # without rehearsal a run learns the rows of the task alone, as many for every method with the budget `extra`
+    plain = methods.get("sequential", methods[comparison["spec"]["baseline"]])["costs"]["task_rows"]["mean"]
     found: list[tuple[str, float, float, float]] = []
     for name, method in methods.items():
         level = method["measures"]["op"]
@@ -45,12 +46,14 @@ def points(comparison: dict[str, Any]) -> list[tuple[str, float, float, float]]:
 def table(comparison: dict[str, Any]) -> str:
     """Levels, costs and the difference from the baseline, one row a method."""
     differences = {one["method"]: one for one in comparison["comparisons"]}
-    baseline = comparison["spec"]["baseline"]
-    lines = [f"| method | OP | BWT | cost | OP minus `{baseline}` | p (Holm) | verdict | runs |", "|---|" + "---:|" * 7]
+    others = {one["baseline"] for one in comparison["comparisons"]}
+    against = f"OP minus `{others.pop()}`" if len(others) == 1 else "OP minus the method named"
+    lines = [f"| method | OP | BWT | cost | {against} | p (Holm) | verdict | runs |", "|---|" + "---:|" * 7]
     for name, cost, level, margin in points(comparison):
         back = comparison["methods"][name]["measures"]["bwt"]
         one = differences.get(name)
         change = f"{one['mean']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]" if one else ""
+        change += f" `{one['baseline']}`" if one and others else ""
         holm = "" if not one else "< .001" if one["p_holm"] < 0.001 else f"{one['p_holm']:.3f}"
         cells = [f"`{name}`", f"{level:.1f} ± {margin:.1f}", f"{back['mean']:.1f} ± {back['margin'] or 0:.1f}"]
         runs = str(comparison["methods"][name]["measures"]["op"]["runs"])

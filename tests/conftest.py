@@ -6,6 +6,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 
 from pathlib import Path
 
+import compatibility
 import hypothesis
 import pytest
 import torch
@@ -26,3 +27,31 @@ def tiny_t5(tmp_path_factory) -> Path:
 def tiny_llama(tmp_path_factory) -> Path:
     """Folder of a random one-layer Llama and its tokenizer, without a chat template."""
     return save_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture
+def covers(request):
+    """Says which cells of docs/compatibility.md a test fills when it passes; called at its end or its start."""
+
+    def note(*values, **options):
+        request.node.user_properties.append((compatibility.KEY, compatibility.record(*values, **options)))
+
+    return note
+
+
+class _Compatibility:
+    """Collects the reports; workers of xdist send theirs to the one process that writes."""
+
+    def __init__(self):
+        self.reports = []
+
+    def pytest_runtest_logreport(self, report):
+        self.reports.append(report)
+
+    def pytest_sessionfinish(self, session):
+        compatibility.keep(self.reports)
+
+
+def pytest_configure(config):
+    if compatibility.asked() and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Compatibility())

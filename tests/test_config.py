@@ -31,14 +31,29 @@ def written(tmp_path, text):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_is_what_the_controller_says(preset):
-    config = resolve({**SKILLS, "preset": preset})
+    config = resolve({**SKILLS, "preset": preset, "method": "replay"})
     assert config.preset == preset
     assert config.controller == PRESETS[preset]
+    published = resolve({**SKILLS, "preset": preset, "method": "aim"})
+    assert preset == "default" or published == config.model_copy(update={"method": "aim"})
 
 
 def test_default_is_the_default_preset():
     assert resolve(SKILLS) == resolve({**SKILLS, "preset": "default"})
-    assert resolve(SKILLS).controller == DEFAULT
+    assert resolve({**SKILLS, "method": "replay"}).controller == DEFAULT
+
+
+def test_the_default_of_aim_learns_a_quarter_of_a_memory_row_inside_each_step_for_each_of_the_task():
+    config = resolve(SKILLS)
+    assert (config.method, config.rehearsal.placement, config.rehearsal_share) == ("aim", "step", 0.25)
+    assert resolve({**SKILLS, "method": "replay"}).rehearsal.placement == "interval"
+    assert resolve(SKILLS, ["rehearsal.placement=interval"]).rehearsal.placement == "interval"
+
+
+def test_the_share_follows_the_controllers_rehearsal_ratio_unless_it_is_given():
+    assert resolve(SKILLS, ["controller.rehearsal_steps=0"]).rehearsal_share == 0
+    assert resolve(SKILLS, ["controller.interval=16", "controller.rehearsal_steps=1"]).rehearsal_share == 1 / 16
+    assert resolve(SKILLS, ["rehearsal.share=0.5", "controller.rehearsal_steps=0"]).rehearsal_share == 0.5
 
 
 def test_published_presets_differ_from_each_other_in_the_controller_alone():

@@ -19,6 +19,7 @@ from aimmerging.commands.options import (
     RunArgument,
     SetOption,
     is_main_process,
+    parse_columns,
     print_json,
     print_table,
     telling,
@@ -126,7 +127,6 @@ def learn(
 
     Goes on from the promoted stage. --set changes values for this task only. Exit code 3: the gate did not promote it.
     """
-    from aimmerging.config import parse_columns
     from aimmerging.data.loading import TaskSource, load_task
     from aimmerging.store.run_directory import RunDirectory
 

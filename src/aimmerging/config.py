@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aimmerging.core import memory
-from aimmerging.core.controller import DEFAULT, PAPER, REFERENCE, ControllerConfig
+from aimmerging.core.controller import AIM_DEFAULT, DEFAULT, PAPER, REFERENCE, ControllerConfig
+from aimmerging.data.general import GeneralSource
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.schema_problems import explain, listing, unknown
 from aimmerging.data.text_files import parse_yaml, read_text
@@ -57,9 +58,11 @@ class LoraSection(Section):
 
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=32, gt=0)
+    rslora: bool = Field(default=False, description="scale by alpha / √rank, not alpha / rank: for high ranks")
     dropout: float = Field(default=0.05, ge=0, lt=1)
     target_modules: str | list[str] | None = Field(
-        default=None, description="names, or all-linear; default: PEFT's choice for the model (query and value)"
+        default=None,
+        description="names, a regular expression of whole names, or all-linear; default: PEFT's choice for the model",
     )
 
 
@@ -78,9 +81,7 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_input_tokens: int = Field(default=1024, ge=1)
     max_output_tokens: int = Field(default=128, ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="of the computation; adapters stay float32"
-    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the computation; adapters stay float32")
     activation_checkpointing: bool = False
     answer_only_logits: bool = Field(
         default=True,
@@ -133,12 +134,13 @@ class RehearsalConfig(Section):
     placement: Literal["interval", "step"] = Field(
         default="interval",
         description="interval: in steps of their own, when the method says so, as published. step: a few memory rows "
-        "inside every task step, g = g_task + weight · g_memory; the five fields below are read with it alone, and "
-        "controller.rehearsal_steps and rehearsal.batch_size are not",
+        "inside every task step, g = g_task + weight · g_memory, which the `default` preset of `aim` does; the five "
+        "fields below are read with it alone, and rehearsal.batch_size is not",
     )
-    share: float = Field(
-        default=0.25, gt=0, le=1, description="memory rows a step, for each row of training.batch_size; a share under "
-        "one row a step learns one every few steps"
+    share: float | None = Field(
+        default=None, gt=0, le=1, description="memory rows a step, for each row of training.batch_size; a share under "
+        "one row a step learns one every few steps; default: controller.rehearsal_steps / controller.interval, so "
+        "that either placement learns as many memory rows"
     )  # fmt: skip
     budget: Literal["extra", "within"] = Field(
         default="extra",
@@ -167,13 +169,13 @@ class EvaluationConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     matrix: Literal["full", "diagonal+last"] = Field(
         default="full",
-        description="full: after each task every task learned so far. diagonal+last: after each task that task alone, "
-        "and every task after the last one, which is enough for OP, BWT and FWT and costs a number of answers that "
-        "grows with the tasks and not with their square; `learn` scores every task",
+        description="full: after each task all learned so far. diagonal+last: after each task that task alone, after the "
+        "last one all; enough for OP, BWT and FWT, in answers that grow with the tasks and not with their square",
     )
     zero_shot: bool = Field(
         default=True, description="also before any training and right before learning (GEM transfer)"
     )
+    general: list[GeneralSource] = Field(default=[], description="sets that are scored and gated and never trained")
 
 
 class GateConfig(Section):
@@ -181,7 +183,7 @@ class GateConfig(Section):
 
     max_drop: float = Field(default=2.0, ge=0, description="points that a task learned before may fall")
     floors: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
-        default={}, description="least points of a task, by its name"
+        default={}, description="least points of a task or general set, by its name"
     )
     test: Literal["paired", "none"] = Field(
         default="paired",
@@ -228,6 +230,12 @@ class RunConfig(Section):
         default=None, description="whether a new stage is fit to serve; default: every stage is. docs/monthly_update.md"
     )
 
+    @property
+    def rehearsal_share(self) -> float:
+        """Memory rows for each row of a step's batch where rehearsal takes place inside the step."""
+        share = self.rehearsal.share
+        return self.controller.rehearsal_ratio if share is None else share
+
 
 _PUBLISHED: dict[str, Any] = {
     "training": {"length_window": 0, "warmup_steps": 50},
@@ -250,6 +258,11 @@ PRESET_VALUES: dict[str, dict[str, Any]] = {
 how the adapter is merged, so rows are chosen by coverage and rehearsed towards the stored answer logits; the probe
 looks at the same stratified rows every time, which takes the draw's noise out of the forgetting signal."""
 
+AIM_VALUES: dict[str, Any] = {"rehearsal": {"placement": "step"}, "controller": asdict(AIM_DEFAULT)}
+"""Over those of `default` for the method `aim`, unless `rehearsal.placement: interval` asks for merges. Departures,
+with their tables in docs/evidence.md: the same memory rows keep far more inside the task's steps than in steps of their
+own, and a merge on top has shown no gain."""
+
 
 def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Build a configuration from a mapping, `a.b=c` overrides and the preset they name.
@@ -264,13 +277,22 @@ def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConf
     protocol = merged.get("protocol")
     if protocol is not None and (not isinstance(protocol, str) or protocol not in PROTOCOL_VALUES):
         raise ConfigError(unknown("protocol", protocol, list(PROTOCOL_VALUES)))
-    below = deep_merge(PRESET_VALUES[preset], PROTOCOL_VALUES[protocol] if protocol else {})
+    below = PRESET_VALUES[preset]
+    if preset == "default" and merged.get("method", "aim") == "aim" and not _placed_apart(merged):
+        below = deep_merge(below, AIM_VALUES)
+    below = deep_merge(below, PROTOCOL_VALUES[protocol] if protocol else {})
     try:
         config = RunConfig.model_validate(deep_merge(below, merged))
     except ValidationError as error:
         raise ConfigError(explain(error, RunConfig)) from None
     _check_together(config)
     return config
+
+
+def _placed_apart(values: Mapping[str, Any]) -> bool:
+    """Whether the user asks for rehearsal in steps of its own."""
+    rehearsal = values.get("rehearsal")
+    return isinstance(rehearsal, Mapping) and rehearsal.get("placement") == "interval"
 
 
 FOR_ONE_TASK = ("controller", "gate", "memory", "probe", "rehearsal", "settings", "training")
@@ -368,56 +390,37 @@ def _placement_problems(config: RunConfig) -> list[str]:
     """Values of `rehearsal` that the placement would ignore, or that leave a batch without a task row."""
     rehearsal, training = config.rehearsal, config.training
     if rehearsal.placement == "interval":
-        return [
+        nothing = [
+            "controller.merge is false, but with rehearsal.placement: interval aim rehearses only where it merges; set "
+            "controller.merge to true, or rehearsal.placement to step"
+        ]
+        return nothing * (config.method == "aim" and not config.controller.merge) + [
             f"rehearsal.{name} is {getattr(rehearsal, name)}, which rehearsal.placement: interval does not read; set "
-            f"rehearsal.placement to step, or leave rehearsal.{name} at {RehearsalConfig.model_fields[name].default}"
+            f"rehearsal.placement to step, or leave rehearsal.{name} at its default, "
+            f"{RehearsalConfig.model_fields[name].default or 'null'}"
             for name in ("share", "budget", "weight", "weight_bound", "weight_every")
             if getattr(rehearsal, name) != RehearsalConfig.model_fields[name].default
         ]
     problems: list[str] = []
     if rehearsal.batch_size is not None:
         problems.append(
-            "rehearsal.batch_size is of rehearsal steps, and rehearsal.placement: step has none; set rehearsal.share, "
-            "and rehearsal.batch_size to null"
+            "rehearsal.batch_size is of rehearsal steps, and rehearsal.placement: step has none; set "
+            "rehearsal.batch_size to null and rehearsal.share to the rows wanted, or rehearsal.placement to interval"
         )
     if rehearsal.optimizer == "separate":
         problems.append(
             "rehearsal.optimizer is separate, but with rehearsal.placement: step task and memory share every step; set "
-            "it to shared or reset"
+            "it to shared or reset, or rehearsal.placement to interval"
         )
     rows = min(training.micro_batch_size, training.batch_size)
     parts = math.ceil(training.batch_size / rows)
-    if rehearsal.budget == "within" and math.ceil(math.ceil(rehearsal.share * training.batch_size) / parts) >= rows:
+    share = config.rehearsal_share
+    if rehearsal.budget == "within" and math.ceil(math.ceil(share * training.batch_size) / parts) >= rows:
         problems.append(
-            f"rehearsal.share {rehearsal.share} leaves no task row in micro-batches of {rows} rows with "
+            f"rehearsal.share {share:g} leaves no task row in micro-batches of {rows} rows with "
             "rehearsal.budget: within; lower the share or raise training.micro_batch_size"
         )
     return problems
-
-
-def parse_columns(text: str | None) -> dict[str, str | None]:
-    """Read the `columns` of a task from a command line: `input: text, output: label`, braces or not.
-
-    Raises:
-        ConfigError: it is no mapping of names.
-    """
-    if text is None:
-        return {}
-    value: Any
-    try:
-        # YAML takes a word alone in braces for a key without a value
-        value = None if ":" not in text else parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
-    except (ValueError, RecursionError):
-        value = None
-    names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]
-    # a lone word reads as a name without a value, and only the id may have none
-    if not all(
-        (isinstance(ours, str) and isinstance(theirs, str)) or (ours, theirs) == ("id", None) for ours, theirs in names
-    ):
-        raise ConfigError(
-            f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
-        )
-    return dict(names)
 
 
 def deep_merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,9 @@ def test_every_stage_is_a_folder_that_peft_loads(trained, tmp_path):
     result = command("export", trained.run, "--all-stages", tmp_path / "all", "--json").json
     assert result["ranks"] == {"01-alpha": 8, "02-beta": 8}
     for name in result["ranks"]:
-        assert files_of(tmp_path / "all" / name) == files_of(trained.run / "stages" / name / "adapter")
+        written = files_of(tmp_path / "all" / name)
+        assert written.pop("README.md").startswith(b"---\n")
+        assert written == files_of(trained.run / "stages" / name / "adapter")
         settings = json.loads((tmp_path / "all" / name / "adapter_config.json").read_text())
         base = json.loads((trained.run / "manifest.json").read_text())["base_model"]["name"]
         assert (settings["peft_type"], settings["base_model_name_or_path"]) == ("LORA", base)

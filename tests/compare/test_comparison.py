@@ -51,6 +51,7 @@ def specification(model, **values):
             },
             "evaluation": {"zero_shot": False},
             "memory": {"ratio": 0.2},
+            "rehearsal": {"placement": "interval"},
             "controller": {"interval": 2, "rehearsal_steps": 2, "min_interval": 1},
         },
         **values,
@@ -377,7 +378,7 @@ def test_survives_being_killed_half_way(fewer, tmp_path):
     line = [sys.executable, "-m", "aimmerging", *words]
     started = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(list(out.rglob("stages/*/COMMITTED"))) < 2:
+    while len(list(out.glob("cells/*/*/*/stages/*/COMMITTED"))) < 2:
         assert started.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -387,12 +388,12 @@ def test_survives_being_killed_half_way(fewer, tmp_path):
     while any(Path(f"/proc/{child}/cwd").exists() for child in children):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.02)
-    kept = {path: path.stat().st_mtime_ns for path in out.rglob("stages/*/COMMITTED")}
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/*/*/stages/*/COMMITTED")}
     assert 2 <= len(kept) < 6
     finished = subprocess.run(line, capture_output=True, encoding="utf-8", check=False)
     assert finished.returncode == 0, finished.stderr
     assert "aim - replay" in finished.stdout
-    assert len(list(out.rglob("stages/*/COMMITTED"))) == 6
+    assert len(list(out.glob("cells/*/*/*/stages/*/COMMITTED"))) == 6
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert tables_of(out) == tables
 

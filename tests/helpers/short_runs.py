@@ -51,6 +51,8 @@ def settings(base: Path, tasks=("alpha", "beta"), /, **values):
             "device": "cpu",
         },
         "memory": {"ratio": 0.25},
+        # merges around rehearsal steps of their own: more parts than the default has
+        "rehearsal": {"placement": "interval"},
         "controller": {"interval": 4, "rehearsal_steps": 4},
         **values,
     }

@@ -78,3 +78,39 @@ def save_llama(folder) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+DECODER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+GROUPED = {**DECODER, "head_dim": 16, "num_key_value_heads": 1}
+FAMILIES = {
+    "t5": ("T5Config", {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}),
+    "bart": (
+        "BartConfig",
+        {"d_model": 32, "max_position_embeddings": 64}
+        | {f"{part}_{name}": value for part in ("encoder", "decoder")
+           for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 64))},
+    ),
+    "llama": ("LlamaConfig", DECODER),
+    "qwen3": ("Qwen3Config", GROUPED),
+    "gemma": ("GemmaConfig", GROUPED),
+    "mistral": ("MistralConfig", GROUPED),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 2}),
+    "phi": ("PhiConfig", DECODER),
+}  # fmt: skip
+"""Name of the configuration's class and its sizes, by the family's name."""
+
+
+def save_family(folder, family) -> Path:
+    """A random model of one layer of a family, and its tokenizer."""
+    import transformers
+
+    seq2seq = family in ("t5", "bart")
+    tokenizer = save_tokenizer(folder, ends_prompts=seq2seq)
+    torch.manual_seed(0)
+    kind, sizes = FAMILIES[family]
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ends |= {"bos_token_id": tokenizer.bos_token_id}
+    ends |= {"decoder_start_token_id": tokenizer.pad_token_id, "forced_eos_token_id": None} if seq2seq else {}
+    auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+    auto.from_config(getattr(transformers, kind)(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(folder)
+    return folder

@@ -97,7 +97,7 @@ def test_a_method_goes_on_within_a_task_and_does_not_begin_it_again(name, files,
     ids=["scoring", "remembering", "rehearsal", "checkpoint"],
 )
 def test_a_cut_anywhere_else(files, tiny_llama, tmp_path, monkeypatch, kind, name, number):
-    config = resolve(values(tiny_llama, rehearsal={"optimizer": "separate"}, training={
+    config = resolve(values(tiny_llama, rehearsal={"placement": "interval", "optimizer": "separate"}, training={
         **values(tiny_llama)["training"], "epochs": 2.5, "micro_batch_size": 2, "schedule": "cosine"}))  # fmt: skip
     run(config, tmp_path / "whole", base=files)
     with monkeypatch.context() as patch:

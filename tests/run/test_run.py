@@ -337,6 +337,17 @@ def test_kept_predictions_recompute_the_scores(trained):
             assert record["scores"][path.stem[3:]] == 100 * sum(scores) / len(scores)
 
 
+def test_aim_by_default_learns_memory_rows_in_its_steps_and_merges_nothing(tmp_path, tiny_t5):
+    config, run = config_file(tmp_path, tiny_t5, rehearsal={}, controller={}), tmp_path / "run"
+    command("run", config, "--out", run)
+    costs = stage_record(run, "02-beta")["costs"]
+    assert (costs["memory_rows"], costs["task_rows"]) == (32, 128)
+    assert costs["merges"] == costs["memory_updates"] == costs["probe_forwards"] == 0
+    records = read_rows(run / "stages/02-beta/signals.jsonl")
+    assert {record["kind"] for record in records} == {"step"}
+    assert all(record["memory_loss"] is not None for record in records)
+
+
 def test_aim_merges_and_rehearses(trained):
     first, second = (read_rows(trained.run / "stages" / slug / "signals.jsonl") for slug in ("01-alpha", "02-beta"))
     assert {record["kind"] for record in first} == {"step"}

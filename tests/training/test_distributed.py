@@ -48,7 +48,8 @@ def test_both_ranks_decide_alike_and_end_with_the_same_weights(ranks, base, case
     assert first["counts"]["probe_forwards"] == 10
 
 
-def test_one_process_with_the_same_global_batch_ends_at_the_same_place(ranks, base, tmp_path):
+def test_one_process_with_the_same_global_batch_ends_at_the_same_place(ranks, base, tmp_path, covers):
+    covers("trainer", "t5" if "t5" in base.name else "llama", processes="DDP")
     out, (account, _) = ranks
     alone = ddp_worker.merged(base, tmp_path)
     assert decisions(alone.session.events) == decisions(account[base.name]["merged"]["events"])
@@ -70,7 +71,8 @@ def test_without_a_merge_both_ranks_are_the_plain_trainer_bit_for_bit(ranks, bas
         assert account[base.name]["quiet"]["adapter"] == account[base.name]["plain"]
 
 
-def test_aimmerging_run_under_torchrun(tmp_path, tiny_t5):
+def test_aimmerging_run_under_torchrun(tmp_path, tiny_t5, covers):
+    covers("run", "t5", processes="DDP")
     config = config_file(tmp_path, tiny_t5)
     values = yaml.safe_load(config.read_text())
     values["training"]["micro_batch_size"] = 2

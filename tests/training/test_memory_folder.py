@@ -48,7 +48,7 @@ def test_the_trainer_fills_the_folder_and_the_next_one_rehearses_it(tmp_path, re
     assert [len(row.values) for row in one.answers] == answers
     second = trained(base, tmp_path, Memory.open(tmp_path / "memory", task="two", **options), 2)
     assert second.session.sizes == {"one": 6}
-    assert second.session.costs.probe_rows > 0
+    assert second.session.costs.memory_rows > 0
     assert [task.record["task"] for task in Memory.open(tmp_path / "memory").past] == ["one", "two"]
 
 

@@ -33,7 +33,11 @@ def logged(trainer):
         ("tiny_llama", Trainer, ContinualTrainer),
     ],
 )
-def test_without_a_merge_the_run_is_the_plain_trainer_bit_for_bit(request, tmp_path, base, plain_kind, kind, bf16):
+def test_without_a_merge_the_run_is_the_plain_trainer_bit_for_bit(
+    request, tmp_path, base, plain_kind, kind, bf16, covers
+):
+    trainer = "seq2seq" if kind is ContinualSeq2SeqTrainer else "trainer"
+    covers(trainer, base.removeprefix("tiny_"), "bf16" if bf16 else "fp32")
     folder = request.getfixturevalue(base)
     changes = {"bf16": bf16, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     model, codec = load(folder)

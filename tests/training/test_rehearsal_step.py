@@ -268,8 +268,11 @@ def test_a_method_with_a_schedule_or_formula_of_its_own_is_refused_by_name(tiny_
 @pytest.mark.parametrize(
     ("rehearsal", "words"),
     [
-        ({"share": 0.5}, "rehearsal.share is 0.5, which rehearsal.placement: interval does not read"),
-        ({"budget": "within"}, "rehearsal.budget is within"),
+        (
+            {"placement": "interval", "share": 0.5},
+            "rehearsal.share is 0.5, which rehearsal.placement: interval does not read",
+        ),
+        ({"placement": "interval", "budget": "within"}, "rehearsal.budget is within"),
         ({"placement": "step", "batch_size": 8}, "rehearsal.batch_size is of rehearsal steps"),
         ({"placement": "step", "optimizer": "separate"}, "rehearsal.optimizer is separate"),
         ({"placement": "step", "share": 1.0, "budget": "within"}, "leaves no task row in micro-batches of 8 rows"),

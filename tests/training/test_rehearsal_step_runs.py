@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def config(base, method, **rehearsal):
     values = settings(base, TASKS, method=method, evaluation={"zero_shot": False}, checkpoint={"every_steps": 4})
     values["training"]["epochs"] = 2
-    values["controller"] |= {"weights": "search", "cold_start": 0}
+    values["controller"] |= {"weights": "search", "cold_start": 0, "merge": True}
     values["rehearsal"] = {"placement": "step", "share": 0.5, **rehearsal}
     return resolve(values)
 

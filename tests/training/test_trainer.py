@@ -390,7 +390,8 @@ def test_a_frozen_model_is_refused(tiny_t5, tmp_path):
         ContinualTrainer(model=model, args=arguments(tmp_path), train_dataset=[], method=Method())
 
 
-def test_deepspeed_is_refused(tiny_t5, tmp_path, monkeypatch):
+def test_deepspeed_is_refused(tiny_t5, tmp_path, monkeypatch, covers):
+    covers("any", "any", "any", "DeepSpeed", state="refused")
     create = Trainer.create_accelerator_and_postprocess
 
     def with_deepspeed(self):
@@ -431,4 +432,4 @@ def test_the_documented_script_runs(tiny_llama, tmp_path):
     }
     exec(snippets()[0], names)
     assert {name: len(kept) for name, kept in names["memory"].items()} == {"a": 2, "b": 2}
-    assert names["trainer"].session.costs.merges > 0
+    assert names["trainer"].session.costs.memory_rows > 0

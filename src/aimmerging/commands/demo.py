@@ -93,5 +93,14 @@ def _row(run: RunDirectory, values: dict[str, float | None]) -> dict[str, Any]:
     return {
         **{key: values[key] for key in ("op", "bwt", "fwt")},
         "seconds": round(costs.seconds, 1),
-        **{key: getattr(costs, key) for key in ("task_updates", "memory_updates", "probe_forwards", "merges")},
+        **{
+            key: getattr(costs, key)
+            for key in (
+                "task_updates",
+                "memory_updates",
+                "memory_rows",
+                "probe_forwards",
+                "merges",
+            )
+        },
     }

@@ -40,7 +40,8 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
     trackers.check_installed(config.training.report_to)
     stream = sources.task_stream(config, path.parent)
     codec, settings = sources.codec(config, progress)
-    findings = preflight.examine(stream.tasks, codec, settings)
+    sets = sources.general(config, path.parent, stream.names)
+    findings = preflight.examine([*stream.tasks, *sets], codec, settings)
     preflight.refuse(findings)
     cut = {(found.task, found.split, found.kind): found.rows for found in findings}
     return {
@@ -60,5 +61,6 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
             }
             for task in stream
         ],
+        "general": {one.name: len(one.test) for one in sets},
         "findings": [finding.to_json() | {"sentence": str(finding)} for finding in findings],
     }

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from aimmerging.commands.inference import Learned, load_learned, load_stage
+from aimmerging.commands.model_card import FILE as CARD
+from aimmerging.commands.model_card import Kind, model_card
 from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.run import kept_logits, sources
@@ -42,9 +44,18 @@ def tolerance(*dtypes: str) -> float:
 
 
 def export(
-    run: Path, to: Path, *, merged: bool, progress: Progress, dtype: str | None = None, stage: str | None = None
+    run: Path,
+    to: Path,
+    *,
+    merged: bool,
+    progress: Progress,
+    dtype: str | None = None,
+    stage: str | None = None,
+    licence: str | None = None,
 ) -> dict[str, Any]:
     """Write the adapter of a stage in PEFT's format, or base and adapter merged into one model that transformers loads.
+
+    A model card lies beside it as README.md.
 
     The result is loaded again from disk. Its weights have to be those of the merge in the same dtype, and its logits
     are compared with the run's own on learned rows and with those that the stage kept of the model as it was trained.
@@ -56,6 +67,7 @@ def export(
         progress: told of the built-in base.
         dtype: of the merged model's weights; default: the base's (model.dtype).
         stage: see :func:`aimmerging.store.promotion.choose`; default: the promoted one.
+        licence: for the model card.
 
     Raises:
         ConfigError: an unknown dtype, or one for an adapter, which has none of the base's.
@@ -77,13 +89,22 @@ def export(
         temporary.mkdir(parents=True)
     try:
         gap = _written(learned, temporary, merged=merged, dtype=wish, progress=progress)
+        kind = Kind(merged, wish if merged else "float32", learned.loaded.codec.encoder_decoder)
+        files.write_text(temporary / CARD, model_card(learned.run, learned.stage, kind, licence))
         if to.exists():
             to.rmdir()
         temporary.rename(to)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    kind = "merged model" if merged else "adapter"
-    return {"to": str(to), "kind": kind, "base": learned.config.model.name, "dtype": wish, "logit_gap": gap._asdict()}
+    named = "merged model" if merged else "adapter"
+    return {
+        "to": str(to),
+        "kind": named,
+        "stage": learned.stage.path.name,
+        "base": learned.config.model.name,
+        "dtype": wish,
+        "logit_gap": gap._asdict(),
+    }
 
 
 def _written(learned: Learned, folder: Path, *, merged: bool, dtype: str, progress: Progress) -> Gap:

@@ -4,14 +4,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from aimmerging.commands.model_card import FILE as CARD
+from aimmerging.commands.model_card import Kind, model_card
 from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.errors import ModelError, RunDirectoryError
-from aimmerging.store.files import writing
+from aimmerging.store import files
 from aimmerging.store.run_directory import RunDirectory, Stage
 
 
-def export_stages(run: Path, to: Path, *, max_lora_rank: int | None) -> dict[str, Any]:
-    """Write `to`/STAGE/ with adapter_config.json and adapter_model.safetensors for every committed stage.
+def export_stages(run: Path, to: Path, *, max_lora_rank: int | None, licence: str | None = None) -> dict[str, Any]:
+    """Write `to`/STAGE/ with adapter_config.json, adapter_model.safetensors and a model card for every committed stage.
 
     vLLM's filesystem resolver (VLLM_LORA_RESOLVER_CACHE_DIR) takes the folder's name for the adapter's.
 
@@ -19,6 +21,7 @@ def export_stages(run: Path, to: Path, *, max_lora_rank: int | None) -> dict[str
         run: run directory.
         to: new folder.
         max_lora_rank: of the server; None checks nothing.
+        licence: for the model cards.
 
     Raises:
         RunDirectoryError: nothing is learned yet, a stage is damaged, or `to` is not empty or cannot be written.
@@ -37,9 +40,10 @@ def export_stages(run: Path, to: Path, *, max_lora_rank: int | None) -> dict[str
     temporary = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with writing(to):
+        with files.writing(to):
             for stage in stages:
                 shutil.copytree(stage.path / "adapter", temporary / stage.path.name)
+                files.write_text(temporary / stage.path.name / CARD, model_card(opened, stage, _kind(stage), licence))
             if to.exists():
                 to.rmdir()
             temporary.rename(to)
@@ -48,9 +52,17 @@ def export_stages(run: Path, to: Path, *, max_lora_rank: int | None) -> dict[str
     return {"to": str(to), "ranks": ranks}
 
 
+def _kind(stage: Stage) -> Kind:
+    return Kind(merged=False, dtype="float32", encoder_decoder=_settings(stage)["task_type"] == "SEQ_2_SEQ_LM")
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    return parse_json(read_text(stage.path / "adapter" / "adapter_config.json"))
+
+
 def adapter_rank(stage: Stage) -> int:
     """The largest rank of a stage's adapter in any module."""
-    settings = parse_json(read_text(stage.path / "adapter" / "adapter_config.json"))
+    settings = _settings(stage)
     return max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
 
 

@@ -15,7 +15,7 @@ from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.splits import default_name
 from aimmerging.data.tasks import Row, Task
 from aimmerging.errors import ConfigError
-from aimmerging.run import changes, preflight, sources
+from aimmerging.run import changes, general, preflight, sources
 from aimmerging.run.generation import evaluate, generate, points
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion
@@ -38,6 +38,10 @@ class Learned(NamedTuple):
         """Of the tasks that were learned up to the stage; one that was set aside has its own in its folder."""
         earlier = [one for one in self.run.stages if one.record.index < self.stage.record.index]
         return EvaluationSet.saved([*earlier, self.stage])
+
+    def general_sets(self) -> list[EvaluationSet]:
+        """The sets that are never trained."""
+        return general.evaluation_sets(self.run)
 
 
 def load_learned(run: Path, progress: Progress, name: str | None = None) -> Learned:
@@ -114,25 +118,26 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     """Score the adapter of a stage on every task it learned, or on the test rows of another one; nothing is written.
 
     Returns:
-        {"after": last task learned, "scores": {task: points}, "rows": {task: count}}.
+        {"after": last task learned, "scores": {task: points}, "rows": {task: count}}, and where the run has general
+        sets, their points as "general"; their counts are in "rows" too.
 
     Raises:
         DataError: rows of the other task cannot be encoded.
     """
     config, loaded, stage, _ = learned = load_learned(run, progress, name)
-    if other is None:
-        sets = learned.evaluation_sets()
-    else:
-        sets = [EvaluationSet.of(other, "test")]
+    sets, ability = learned.evaluation_sets(), learned.general_sets()
+    if other is not None:
+        sets, ability = [EvaluationSet.of(other, "test")], []
         preflight.check([replace(other, train=(), validation=())], loaded.codec, loaded.settings, progress)
     scores: dict[str, float] = {}
-    with progress.bar("scoring", sum(len(one.rows) for one in sets)) as advance:
-        for one in sets:
+    with progress.bar("scoring", sum(len(one.rows) for one in (*sets, *ability))) as advance:
+        for one in (*sets, *ability):
             size = config.evaluation.batch_size
             predictions = evaluate(loaded.model, loaded.codec, one.rows, one.metric, batch_size=size, advance=advance)
             scores[one.name] = points(predictions)
-    rows = {one.name: len(one.rows) for one in sets}
-    return {"after": stage.record.task, "scores": scores, "rows": rows}
+    found = {"after": stage.record.task, "scores": {one.name: scores[one.name] for one in sets}}
+    found["rows"] = {one.name: len(one.rows) for one in (*sets, *ability)}
+    return found | ({"general": {one.name: scores[one.name] for one in ability}} if ability else {})
 
 
 def check_text(text: str) -> None:

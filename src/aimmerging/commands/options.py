@@ -71,3 +71,31 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from aimmerging.commands.terminal import show_table
 
     show_table(title, columns, rows)
+
+
+def parse_columns(text: str | None) -> dict[str, str | None]:
+    """Read the `columns` of a task from a command line: `input: text, output: label`, braces or not.
+
+    Raises:
+        ConfigError: it is no mapping of names.
+    """
+    from aimmerging.data.text_files import parse_yaml
+    from aimmerging.data.wording import shown
+
+    if text is None:
+        return {}
+    value: Any
+    try:
+        # YAML takes a word alone in braces for a key without a value
+        value = None if ":" not in text else parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}")
+    except (ValueError, RecursionError):
+        value = None
+    names: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(None, None)]
+    # a lone word reads as a name without a value, and only the id may have none
+    if not all(
+        (isinstance(ours, str) and isinstance(theirs, str)) or (ours, theirs) == ("id", None) for ours, theirs in names
+    ):
+        raise ConfigError(
+            f"--columns {shown(text)} is no mapping of names; write for example 'input: text, output: label'"
+        )
+    return dict(names)

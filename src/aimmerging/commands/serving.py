@@ -1,5 +1,6 @@
 """The commands that use a run's stages: score, answer, export, promote, roll back."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from aimmerging.commands.options import (
     JsonOption,
     RunArgument,
     StageOption,
+    parse_columns,
     print_json,
     print_table,
     telling,
@@ -33,7 +35,6 @@ def evaluate(
 ) -> None:
     """Score the promoted adapter on every task it learned, or on another one."""
     from aimmerging.commands.inference import score_run, task_at
-    from aimmerging.config import parse_columns
 
     if columns is not None and task is None:
         raise ConfigError("--columns names the columns of --task; give both, or neither")
@@ -43,7 +44,9 @@ def evaluate(
     if as_json:
         print_json(result)
         return
-    rows = [[label, str(result["rows"][label]), f"{score:.1f}"] for label, score in result["scores"].items()]
+    scores = result["scores"] | {f"{label} (general)": score for label, score in result.get("general", {}).items()}
+    counts = zip(result["rows"].values(), scores.items(), strict=True)
+    rows = [[label, str(count), f"{score:.1f}"] for count, (label, score) in counts]
     print_table(f"Scores after learning {result['after']}", ["task", "rows", "points"], rows)
 
 
@@ -66,7 +69,6 @@ def predict(
     import json
 
     from aimmerging.commands.inference import answer, rows_at
-    from aimmerging.config import parse_columns
 
     rows, notes = rows_at(text, input_file, None if columns is None else parse_columns(columns))
     with telling() as progress:
@@ -95,40 +97,76 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="With --merged: float32, bfloat16 or float16; default: the base's.")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push-to-hub", help="With --to: also upload it to the hub as OWNER/NAME.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push-to-hub: a new repository is private.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="For the model card, as the hub names it: apache-2.0.")
+    ] = None,
     stage: StageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the promoted adapter (PEFT) or a full model that transformers and vLLM load; checks the logits."""
+    """Write the promoted adapter (PEFT) or a full model that transformers and vLLM load; checks the logits.
+
+    A model card lies beside it as README.md.
+    """
     if (to is None) == (all_stages is None):
         raise ConfigError("give either --to DIR or --all-stages DIR")
     if all_stages is not None and (merged or dtype is not None or stage is not None):
         raise ConfigError(
             "--all-stages writes every stage's adapter; leave --merged, --dtype and --stage out, or give --to DIR"
         )
-    from aimmerging.commands.export_stages import adapter_rank, check_ranks, export_stages
+    if (push is not None and to is None) or (private and push is None):
+        raise ConfigError("--push-to-hub uploads what --to DIR wrote, and --private is of --push-to-hub; give them too")
+    if to is None:
+        from aimmerging.commands.export_stages import export_stages
+
+        written = export_stages(run_dir, Path(str(all_stages)), max_lora_rank=max_lora_rank, licence=licence)
+        text = f"{len(written['ranks'])} adapters written to {written['to']}"
+    else:
+        rank = None if merged else max_lora_rank
+        options: dict[str, Any] = {"merged": merged, "dtype": dtype, "stage": stage, "licence": licence}
+        written = _export_one(run_dir, to, rank, push, private=private, **options)
+        gap = written["logit_gap"]
+        text = f"{written['kind']} of base {written['base']} written to {written['to']}\n"
+        text += f"largest logit gap {gap['largest']:.2e} ({gap['relative']:.1e} of the largest), {gap['rows']} rows"
+        text += f"\nuploaded to {written['hub']}" if push is not None else ""
+    if as_json:
+        print_json(written)
+    else:
+        typer.echo(text)
+
+
+def _export_one(
+    run_dir: Path, to: Path, max_lora_rank: int | None, push: str | None, *, private: bool, **options: Any
+) -> dict[str, Any]:
+    """Export one stage and upload it where that is asked for; what cannot succeed is refused before."""
+    from aimmerging.commands.export import export as export_run
+    from aimmerging.commands.export_stages import adapter_rank, check_ranks
+    from aimmerging.commands.publish import check_before
+    from aimmerging.commands.publish import push as upload
     from aimmerging.store import promotion
     from aimmerging.store.run_directory import RunDirectory
 
-    if to is None:
-        written = export_stages(run_dir, Path(str(all_stages)), max_lora_rank=max_lora_rank)
-        if as_json:
-            print_json(written)
-        else:
-            typer.echo(f"{len(written['ranks'])} adapters written to {written['to']}")
-        return
-    if max_lora_rank is not None and not merged:
-        chosen = promotion.choose(RunDirectory.open(run_dir), stage)
+    if push is not None:
+        check_before(push)
+    if max_lora_rank is not None:
+        chosen = promotion.choose(RunDirectory.open(run_dir), options["stage"])
         check_ranks({chosen.path.name: adapter_rank(chosen)}, max_lora_rank)
-    from aimmerging.commands.export import export as export_run
-
     with telling() as progress:
-        result = export_run(run_dir, to, merged=merged, dtype=dtype, progress=progress, stage=stage)
-    if as_json:
-        print_json(result)
-        return
-    gap = result["logit_gap"]
-    typer.echo(f"{result['kind']} of base {result['base']} written to {result['to']}")
-    typer.echo(f"largest logit gap {gap['largest']:.2e} ({gap['relative']:.1e} of the largest), {gap['rows']} rows")
+        written = export_run(run_dir, to, progress=progress, **options)
+        if push is None:
+            return written
+        if not options["merged"] and os.path.isdir(written["base"]):
+            progress.say(
+                f"note: adapter_config.json names the base as here, the folder {written['base']}; who loads the "
+                "adapter has to give its own base"
+            )
+        message = f"{written['kind']} of {written['stage']} by aimmerging"
+        return written | {"hub": upload(Path(written["to"]), push, private=private, message=message)}
 
 
 @app.command()

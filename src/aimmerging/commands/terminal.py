@@ -45,6 +45,9 @@ def show_scores(scores: "Scores") -> None:
     show_table(f"{scores.method}, preset {scores.preset}, seed {scores.seed}", columns, rows)
     if any(None in row for row in scores.matrix):
         Console().print("An empty cell was not scored.", highlight=False)
+    if scores.general:
+        rows = [[name, *map(_points, row)] for name, row in scores.general.items()]
+        show_table("General ability, never trained, points", columns, rows)
     missing = scores.missing
     rows = [
         [DEFINITIONS[key][0], f"{value:.1f}", DEFINITIONS[key][1]]

@@ -283,7 +283,9 @@ def _check_rows(cells: Sequence[Cell], progress: Progress) -> None:
             continue
         seen.add(kind)
         codec, settings = sources.codec(sources.located(cell.config, cell.base), progress)
-        findings = preflight.examine(sources.task_stream(cell.config, cell.base).tasks, codec, settings)
+        stream = sources.task_stream(cell.config, cell.base)
+        sets = sources.general(cell.config, cell.base, stream.names)
+        findings = preflight.examine([*stream.tasks, *sets], codec, settings)
         preflight.refuse(findings)
         for sentence in dict.fromkeys(map(str, findings)):
             if sentence not in said:

@@ -1,7 +1,7 @@
 """Finished cells of a comparison to numbers: read each run, measure it, put methods side by side."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from aimmerging.config import RunConfig
 from aimmerging.core import metrics
 from aimmerging.errors import RunDirectoryError
 from aimmerging.store import files, records
-from aimmerging.store.run_directory import RunDirectory, Stage
+from aimmerging.store.run_directory import RunDirectory
 
 MEASURES: dict[str, tuple[str, str]] = {
     **{name: text for name, text in metrics.DEFINITIONS.items() if name != "fwt_gem"},
@@ -66,6 +66,7 @@ class Run:
         costs: fields of :data:`COSTS`.
         spent: what the budgets are compared by.
         data: content hash of each task.
+        general: points of each set that is never trained, columns as the matrix has them.
     """
 
     method: str
@@ -78,6 +79,7 @@ class Run:
     costs: dict[str, float]
     spent: protocols.Spent
     data: dict[str, str]
+    general: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -144,7 +146,7 @@ class Results:
             ],
             "runs": [
                 {"method": run.method, "order": run.order, "seed": run.seed, "measures": values, "costs": run.costs,
-                 "tasks": run.tasks, "matrix": run.matrix}
+                 "tasks": run.tasks, "matrix": run.matrix, **({"general": run.general} if run.general else {})}
                 for run, values in zip(self.runs, self.values, strict=True)
             ],
         }  # fmt: skip
@@ -165,7 +167,7 @@ def read_run(place: Place, path: Path, *, recompute: bool = False) -> Run:
     stages, scores = found.stages, found.scores()
     names, costs = scores.tasks, scores.costs
     if recompute:
-        _check_predictions(stages, names)
+        _check_predictions(found, names)
         if records.read(records.Scores, path / "scores.json").matrix != scores.matrix:
             raise RunDirectoryError(f"{path / 'scores.json'} does not hold the scores of its stages")
     own = {name: stage.record.scores[name] for stage in stages for name in stage.tasks}
@@ -194,6 +196,7 @@ def read_run(place: Place, path: Path, *, recompute: bool = False) -> Run:
         costs={key: float(spent.kept if key == "kept_rows" else getattr(costs, key)) for key in COSTS},
         spent=spent,
         data=found.learned,
+        general=scores.general,
     )
 
 
@@ -201,28 +204,38 @@ def _row_scores(path: Path) -> dict[str, float]:
     return {answer.id: answer.score for answer in records.read_lines(records.Prediction, path)}
 
 
-def _check_predictions(stages: Sequence[Stage], names: Sequence[str]) -> None:
+def _check_predictions(run: RunDirectory, names: Sequence[str]) -> None:
     """Score every kept answer anew; every score that the tables are made from must come out again.
 
     Raises:
         RunDirectoryError: listing each file whose answers give other scores than those written.
     """
-    metric_of = {n: m for stage in stages for n, m in zip(stage.tasks, stage.record.metrics, strict=True)}
     problems: list[str] = []
-    for stage in stages:
-        for name, written in stage.record.scores.items():
-            path = stage.predictions(names.index(name) + 1, name)
-            answers = records.read_lines(records.Prediction, path)
-            texts = ([answer.prediction for answer in answers], [answer.reference for answer in answers])
-            scored = metrics.score(metric_of[name], *texts)
-            wrong = sum(answer.score != value for answer, value in zip(answers, scored, strict=True))
-            points = 100 * sum(scored) / len(scored) if scored else float("nan")
-            if wrong or points != written:
-                problems.append(
-                    f"{path}: its answers give {points:.4f} points, {written:.4f} are written; {wrong} rows differ"
-                )
+    for path, metric, written in _written_scores(run, names):
+        answers = records.read_lines(records.Prediction, path)
+        texts = ([answer.prediction for answer in answers], [answer.reference for answer in answers])
+        scored = metrics.score(metric, *texts)
+        wrong = sum(answer.score != value for answer, value in zip(answers, scored, strict=True))
+        points = 100 * sum(scored) / len(scored) if scored else float("nan")
+        if wrong or points != written:
+            problems.append(
+                f"{path}: its answers give {points:.4f} points, {written:.4f} are written; {wrong} rows differ"
+            )
     if problems:
         raise RunDirectoryError("\n".join(["predictions do not give the scores that were written:", *problems]))
+
+
+def _written_scores(run: RunDirectory, names: Sequence[str]) -> Iterator[tuple[Path, str, float]]:
+    """File of predictions, metric and points of everything that was scored and kept."""
+    metric_of = {n: m for stage in run.stages for n, m in zip(stage.tasks, stage.record.metrics, strict=True)}
+    for stage in run.stages:
+        for name, written in stage.record.scores.items():
+            yield stage.predictions(names.index(name) + 1, name), metric_of[name], written
+    for one in run.general:
+        yield one.answers(None), one.record.metric, one.record.score
+        for stage in run.stages:
+            if one.record.name in stage.record.general:
+                yield one.answers(stage.path), one.record.metric, stage.record.general[one.record.name]
 
 
 def analyse(

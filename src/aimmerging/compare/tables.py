@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from aimmerging.compare.results import COSTS, MEASURES, Results
-from aimmerging.compare.statistics import DRAWS, Estimate
+from aimmerging.compare.statistics import DRAWS, Estimate, estimate
 from aimmerging.protocols import STATEMENTS
 from aimmerging.store import files
 
@@ -61,7 +61,7 @@ class Table:
 
 
 def tables(results: Results) -> list[Table]:
-    """Return the tables that are shown: methods, further measures, costs and comparisons."""
+    """Return the tables that are shown: methods, further measures, costs, general ability and comparisons."""
     runs = {name: max(found.runs for found in measured.values()) for name, measured in results.measures.items()}
     known = {key for measured in results.measures.values() for key in measured}
     main = [key for key in _MAIN if key in known]
@@ -94,10 +94,33 @@ def tables(results: Results) -> list[Table]:
             tuple((name, *(spent[key] for key in COSTS)) for name, spent in results.costs.items()),
         ),
     ]
+    shown += [_general(results)] if any(run.general for run in results.runs) else []
     return [*shown, *([_comparisons(results)] if results.comparisons else [])]
 
 
 _METHOD = Column("method", "method", "text")
+
+
+def _general(results: Results) -> Table:
+    names = tuple(dict.fromkeys(name for run in results.runs for name in run.general))
+    rows: list[tuple[Value, ...]] = []
+    for method in results.measures:
+        runs = [run.general for run in results.runs if run.method == method]
+        rows.append((method, *(_change_since_base([run.get(name, ()) for run in runs]) for name in names)))
+    return Table(
+        "general",
+        "Change of general ability since before any training, points",
+        "Sets that are never trained; no measure of the tasks counts them. Intervals as above.",
+        (_METHOD, *(Column(name, name, "change") for name in names)),
+        tuple(rows),
+    )
+
+
+def _change_since_base(scores: Sequence[Sequence[float | None]]) -> Estimate | None:
+    """Of one set over the runs of a method; None where one of them lacks it."""
+    known = [(row[0], row[-1]) for row in scores if row]
+    changes = [last - first for first, last in known if first is not None and last is not None]
+    return estimate(changes) if len(changes) == len(scores) else None
 
 
 def _comparisons(results: Results) -> Table:
@@ -189,21 +212,22 @@ def heading(results: Results) -> list[str]:
 
 def markdown(results: Results) -> str:
     """Heading and tables in Markdown."""
-    parts = ["# Comparison", "", *(f"{_escape_markdown(line)}\n" for line in heading(results))]
+    parts = ["# Comparison", "", *(f"{escape_markdown(line)}\n" for line in heading(results))]
     for table in tables(results):
         parts += [f"## {table.caption}", ""]
         parts.append(_markdown_row([column.title for column in table.columns]))
         parts.append(_markdown_row(["---" if column.kind == "text" else "---:" for column in table.columns]))
         parts += [_markdown_row(row) for row in table.texts()]
-        parts += ["", _escape_markdown(table.note), ""]
+        parts += ["", escape_markdown(table.note), ""]
     return "\n".join(parts)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
+    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text as Markdown shows it, on one line."""
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("_", "\\_"), ("*", "\\*"), ("`", "\\`")):
         text = text.replace(sign, entity)
     return text.replace("\n", " ")

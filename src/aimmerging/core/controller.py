@@ -60,6 +60,9 @@ class ControllerConfig:
         search_rows: rows of each past task's memory, and of the task itself, that `search` looks at.
         merge_at_end: merge at a task's last step what was learned since the last merge. Ours: the released code leaves
             up to twice S steps unmerged; merging them makes the rehearsal of a task exactly R times its steps.
+        merge: False watches the forgetting signal and merges nothing, which needs rehearsal inside the step
+            (`rehearsal.placement: step`). Ours, for the default of `aim`: on top of such rehearsal merges have shown no
+            gain (docs/evidence.md, "Merging").
         probe_every: task steps between two probes of the memory loss. 1 in the paper; a fixed probe set needs fewer.
         trend_window: L_w, learning signals in the window of `trend`. The paper names no number; these four are ours.
         shrink: γ₋ of `trend`.
@@ -85,6 +88,7 @@ class ControllerConfig:
     candidates: tuple[float, ...] = (1.0, 0.85, 0.7, 0.55)
     search_rows: int = 16
     merge_at_end: bool = False
+    merge: bool = True
     probe_every: int = 1
     trend_window: int = 4
     shrink: float = 1.5
@@ -149,6 +153,10 @@ DEFAULT = ControllerConfig(
     probe_every=2,
 )
 """Ours: every field that differs from :data:`REFERENCE` is a departure whose reason stands in the class docstring."""
+
+AIM_DEFAULT = replace(DEFAULT, rehearsal_steps=2, merge=False)
+"""Of the method `aim`, where nothing else is asked for: it goes with rehearsal inside the step, a quarter of a memory
+row for each task row, which has kept most for its cost (docs/evidence.md)."""
 
 PRESETS = {"paper": PAPER, "reference": REFERENCE, "default": DEFAULT}
 

@@ -100,14 +100,16 @@ def load_rows(
     columns: Mapping[str, str | None] | None = None,
     require_output: bool = True,
     notes: Problems | None = None,
+    name: str | None = None,
 ) -> list[Row]:
-    """Read the rows of one file; ids default to "<file name>-<index>".
+    """Read the rows of one file; ids default to "<name>-<index>".
 
     Args:
         path: a JSON, JSONL, CSV or Parquet file.
         columns: as :attr:`TaskSource.columns`.
         require_output: False where the answers may be missing; `output` is "" then.
         notes: receives what does not stop the reading, such as columns that nothing reads.
+        name: that ids begin with; default: the file's.
 
     Raises:
         DataError: with every problem of the file.
@@ -117,7 +119,8 @@ def load_rows(
     columns = columns or {}
     rows: list[Row] = []
     if check_mapping(columns, partial(problems.add, str(path))) and table is not None:
-        split = _read_split(table, path.stem, columns, problems, Problems() if notes is None else notes, require_output)
+        notes = Problems() if notes is None else notes
+        split = _read_split(table, name or path.stem, columns, problems, notes, require_output)
         _check_ids([split], problems)
         rows = split.rows
     if problems:
@@ -235,13 +238,18 @@ def _read_split(
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
+def check_name_and_metric(where: str, name: str, metric: str, problems: Problems) -> None:
+    """Note a name that could not become part of folder names, and a metric that there is not."""
+    if name in {"", ".", ".."} or not name.isprintable() or "/" in name or "\\" in name:
+        problems.add(where, "name", "the name becomes part of folder names; give a `name` without / and \\")
+    if metric not in METRICS:
+        hint = did_you_mean(metric, METRICS)
+        problems.add(where, "metric", f"unknown metric {metric!r}{hint}; allowed: {', '.join(METRICS)}")
+
+
 def _check_fields(source: TaskSource, name: str, problems: Problems) -> None:
     task = f"task {name!r}"
-    if name in {"", ".", ".."} or not name.isprintable() or "/" in name or "\\" in name:
-        problems.add(task, "name", "the name becomes part of folder names; give a `name` without / and \\")
-    if source.metric not in METRICS:
-        hint = did_you_mean(source.metric, METRICS)
-        problems.add(task, "metric", f"unknown metric {source.metric!r}{hint}; allowed: {', '.join(METRICS)}")
+    check_name_and_metric(task, name, source.metric, problems)
     for field_name in ("carve_validation", "carve_test"):
         share = getattr(source, field_name)
         if not 0 <= share < 1:

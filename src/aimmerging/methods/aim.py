@@ -2,12 +2,19 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from aimmerging.core import controller
-from aimmerging.core.controller import PHASE_LETTERS, ControllerState, Decision, Observation
+from aimmerging.core.controller import (
+    AIM_DEFAULT,
+    PHASE_LETTERS,
+    ControllerConfig,
+    ControllerState,
+    Decision,
+    Observation,
+)
 from aimmerging.core.fusion import fuse_, snapshot
 from aimmerging.errors import ConfigError
 from aimmerging.training.method import About, Method
@@ -19,7 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Aim(Method):
-    """Adaptive iterative merging, decided by the run's controller."""
+    """Adaptive iterative merging, decided by the run's controller; with `controller.merge: false`, rehearsal alone."""
+
+    controller: ControllerConfig = AIM_DEFAULT
 
     rehearses = True
     merges = True
@@ -33,12 +42,25 @@ class Aim(Method):
     def __post_init__(self) -> None:
         self.trajectory = controller.initial_state(self.controller)
 
+    @property
+    def placement(self) -> Literal["interval", "step"]:
+        """Inside the step, unless merges ask for rehearsal steps of their own."""
+        return "interval" if self.controller.merge else "step"
+
     def before_task(self, session: "Session") -> None:
         """θ_prev is the adapter as it came in; the controller starts anew.
 
         Raises:
-            ConfigError: rehearsal inside the step, and rows without the loss that forgetting is measured against.
+            ConfigError: merges are wanted and rehearsal is inside the step, and rows lack the loss that forgetting is
+                measured against; or no merges are wanted, and rehearsal would take place at merges.
         """
+        if not self.controller.merge:
+            if not session.in_step.placed:
+                raise ConfigError(
+                    "this AIMMerging does not merge, and with placement 'interval' it rehearses only where it merges; "
+                    "give RehearsalSettings(placement='step'), or the method a controller with merge=True"
+                )
+            return
         if session.in_step.active:
             bare = [task for task, rows in session.sizes.items() if rows and not _losses_known(session, task)]
             if bare:
@@ -55,6 +77,9 @@ class Aim(Method):
         if not session.has_memory:
             return
         loss = self._forgetting(session)
+        if not self.controller.merge:
+            session.annotate(memory_loss=loss)
+            return
         self.trajectory, phase = controller.observe(
             self.controller, self.trajectory, Observation(session.step, loss, session.learning_rate)
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aimmerging.config import RunConfig
+from aimmerging.data.general import GeneralSource
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run import stage_writer
 from aimmerging.store import records, run_directory
@@ -15,6 +16,7 @@ from aimmerging.training.models import LoadedModel
 ACCEPTABLE = (
     "checkpoint",
     "evaluation.batch_size",
+    "evaluation.general",
     "evaluation.matrix",
     "gate",
     "model.attention",
@@ -77,13 +79,19 @@ def refuse_changes(run: Path, changes: Sequence[Change], *, accept: bool, of: st
 
 
 def config_changes(run: RunDirectory, config: RunConfig) -> list[Change]:
-    """Values that differ from the run's. A different path is no change, and tasks are compared by content."""
-    old, new = _flatten(run.config), _flatten(config)
+    """Values that differ from the run's. A different path is no change: tasks and sets are compared by content."""
+    old, new = _flatten(_without_places(run.config)), _flatten(_without_places(config))
     return [
         Change(key, old.get(key), new.get(key), key.startswith(ACCEPTABLE))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key.split(".")[0] not in ("out", "tasks", "benchmark")
     ]
+
+
+def _without_places(config: RunConfig) -> RunConfig:
+    """The configuration with nothing but name and metric of each general set."""
+    general = [GeneralSource(one.name, "", one.metric) for one in config.evaluation.general]
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"general": general})})
 
 
 def check_same_config(run: RunDirectory, config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from aimmerging.config import GateConfig
 from aimmerging.core.gate import judge
@@ -10,6 +11,14 @@ from aimmerging.run.scoring import EvaluationSet, Predictions
 from aimmerging.store import records
 from aimmerging.store.records import Gate, GateTask, Prediction
 from aimmerging.store.run_directory import Stage, stage_slug
+
+
+class Compared(NamedTuple):
+    """One task's or general set's answers before and after; `before` is None where it was not answered."""
+
+    name: str
+    before: Path | None
+    after: Path
 
 
 def unanswered(gate: GateConfig | None, past: Sequence[Stage]) -> list[EvaluationSet]:
@@ -29,7 +38,8 @@ def judge_stage(
     past: Sequence[Stage],
     sets: Sequence[EvaluationSet],
     predictions: Path,
-    promoted: Predictions,
+    general: Sequence[Compared] = (),
+    promoted: Predictions | None = None,
 ) -> Gate | None:
     """What stage.json says of the gate; None without one.
 
@@ -38,7 +48,8 @@ def judge_stage(
         past: committed stages, the promoted one last.
         sets: all tasks that were scored, the new one included.
         predictions: folder of the stage's predictions.
-        promoted: what the promoted stage answers to the tasks of :func:`unanswered`.
+        general: the sets that are never trained, which are judged like tasks.
+        promoted: what the promoted stage answers to the tasks of :func:`unanswered`; None for nothing.
 
     Raises:
         RunDirectoryError: the rows that the promoted stage answered are others.
@@ -47,19 +58,18 @@ def judge_stage(
         return None
     before: dict[str, list[float]] = {}
     after: dict[str, list[float]] = {}
-    for one in sets:
-        name = f"{stage_slug(one.place, one.name)}.jsonl"
-        new = records.read_lines(Prediction, predictions / name)
-        after[one.name] = [row.score for row in new]
-        path = past[-1].path / "predictions" / name if past else None
-        if path is not None and (path.exists() or one.name in promoted):
-            old = promoted[one.name] if one.name in promoted else records.read_lines(Prediction, path)
-            if [row.id for row in old] != [row.id for row in new]:
-                raise RunDirectoryError(
-                    f"{path} holds answers to other rows than the test rows of {one.name!r} now, so the gate cannot "
-                    "compare them; put the run directory back from a copy"
-                )
-            before[one.name] = [row.score for row in old]
+    for name, old, new in (*general, *(_task(one, past, predictions) for one in sets)):
+        answers = records.read_lines(Prediction, new)
+        after[name] = [row.score for row in answers]
+        earlier = (promoted or {}).get(name) if old is None else records.read_lines(Prediction, old)
+        if earlier is None:
+            continue
+        if [row.id for row in earlier] != [row.id for row in answers]:
+            raise RunDirectoryError(
+                f"{old} holds answers to other rows than the test rows of {name!r} now, so the gate cannot compare "
+                "them; put the run directory back from a copy"
+            )
+        before[name] = [row.score for row in earlier]
     level = gate.level if gate.test == "paired" else None
     verdicts = judge(before, after, max_drop=gate.max_drop, floors=gate.floors, level=level)
     return Gate(
@@ -69,3 +79,10 @@ def judge_stage(
         floors_without_task=tuple(sorted(gate.floors.keys() - after.keys())),
         tasks=tuple(GateTask(**verdict._asdict()) for verdict in verdicts),
     )
+
+
+def _task(one: EvaluationSet, past: Sequence[Stage], predictions: Path) -> Compared:
+    """A task's answers at the promoted stage, where it was answered then, and at the stage that is judged."""
+    name = f"{stage_slug(one.place, one.name)}.jsonl"
+    path = past[-1].path / "predictions" / name if past else None
+    return Compared(one.name, path if path is not None and path.exists() else None, predictions / name)

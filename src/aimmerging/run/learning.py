@@ -221,7 +221,7 @@ def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
         seed=config.seed,
         on_nonfinite=config.training.on_nonfinite,
         placement=config.rehearsal.placement,
-        share=config.rehearsal.share,
+        share=config.rehearsal_share,
         budget=config.rehearsal.budget,
         weight=config.rehearsal.weight,
         weight_bound=config.rehearsal.weight_bound,

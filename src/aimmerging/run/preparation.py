@@ -13,7 +13,7 @@ from aimmerging.config import RunConfig, for_one_task
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import Method
-from aimmerging.run import changes, preflight, recovery, sources, stage_writer
+from aimmerging.run import changes, general, preflight, recovery, sources, stage_writer
 from aimmerging.run.checkpoints import Working
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion, run_directory
@@ -39,6 +39,7 @@ class Setting:
         ranks: the processes that train together.
         progress: told what goes on.
         accept: whether acceptable changes are accepted.
+        general: sets that are never trained, as the configuration has them; None: those that the run keeps.
     """
 
     config: RunConfig
@@ -48,11 +49,13 @@ class Setting:
     ranks: PartialState
     progress: Progress
     accept: bool
+    general: Sequence[Task] | None = None
 
     @classmethod
     def of(
-        cls, config: RunConfig, out: Path, progress: Progress | None, *, accept: bool, overrides: Sequence[str] = ()
-    ) -> "Setting":
+        cls, config: RunConfig, out: Path, progress: Progress | None, *, accept: bool, overrides: Sequence[str] = (),
+        general: Sequence[Task] | None = None,
+    ) -> "Setting":  # fmt: skip
         """Build the method and find the processes.
 
         Raises:
@@ -61,7 +64,15 @@ class Setting:
         task_config = for_one_task(config, overrides)
         trackers.check_installed(task_config.training.report_to)
         ranks = PartialState(cpu=config.training.device == "cpu")
-        return cls(config, task_config, methods.build(task_config), out, ranks, progress or Progress(), accept)
+        told = progress or Progress()
+        return cls(config, task_config, methods.build(task_config), out, ranks, told, accept, general)
+
+
+def alone(config: RunConfig) -> RunConfig:
+    """The configuration of the run that learns each task by itself, for forward transfer."""
+    evaluation = config.evaluation.model_copy(update={"general": []})
+    own = {"method": "single_task", "single_task": "none", "gate": None, "evaluation": evaluation}
+    return config.model_copy(update=own)
 
 
 def check_config(setting: Setting) -> None:
@@ -114,6 +125,8 @@ def stage_to_add(setting: Setting, run: RunDirectory, task: Task) -> Todo:
     in_use = promotion.learned_in_use(run)
     if task.name in in_use and not cut_short:
         raise RunDirectoryError(f"{run.path} has learned {task.name!r} already; give the new task another --name")
+    if task.name in {source.name for source in run.config.evaluation.general}:
+        raise RunDirectoryError(f"{run.path} has a general set called {task.name!r}; give the new task another --name")
     if setting.method.joint:
         raise RunDirectoryError(
             f"{run.path} learned all its tasks at once ({run.config.method}); no task can be added to it"
@@ -171,8 +184,14 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
     run_directory.open_reference(setting.out, setting.config, {task.name: task.sha256 for task in tasks})
 
 
-def load(setting: Setting, todo: Todo) -> LoadedModel:
-    """Load the model and check whatever may be wrong before anything is trained; make the run directory one."""
+def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
+    """Load the model and check whatever may be wrong before anything is trained; make the run directory one.
+
+    Args:
+        setting: of the run.
+        todo: the stages to do.
+        sets: of general ability that are scored for the first time.
+    """
     config, out = setting.config, setting.out
     run = RunDirectory.open(out) if run_directory.is_run(out) else None
     manifest = run.manifest() if run else None
@@ -188,8 +207,8 @@ def load(setting: Setting, todo: Todo) -> LoadedModel:
     with setting.ranks.main_process_first():  # the others find the measurements in the cache
         tasks = [task for _, tasks in todo for task in tasks]
         # a candidate is set aside before training, so what it learned is not of the past
-        past = preflight.past_tasks(promotion.in_use(run) if run else ())
-        findings = preflight.check(tasks, loaded.codec, loaded.settings, setting.progress, past=past)
+        past = [*preflight.past_tasks(promotion.in_use(run)), *general.as_tasks(run)] if run else []
+        findings = preflight.check([*tasks, *sets], loaded.codec, loaded.settings, setting.progress, past=past)
     if setting.ranks.is_main_process:
         if run is None:
             run_directory.save_config(out, config)

@@ -103,6 +103,11 @@ class Scorer:
                 for one in sets
             }
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes what was found."""
+        return self.ranks is None or self.ranks.is_main_process
+
     def scores(self, sets: Sequence[EvaluationSet]) -> dict[str, float]:
         """Points by task."""
         return points_of(self.predictions(sets))
@@ -152,7 +157,7 @@ def score_before(
     if open_sets:
         with adapter_active(model, last):
             found["promoted"] |= scorer.predictions(open_sets)
-    if (kept is None or open_sets) and (scorer.ranks is None or scorer.ranks.is_main_process):
+    if (kept is None or open_sets) and scorer.writes:
         answers = {name: [row.to_json() for row in rows] for name, rows in found["promoted"].items()}
         working.write(BEFORE, {**found, "promoted": answers})
     if last and not method.fresh_adapter:

@@ -1,14 +1,16 @@
 """From a configuration to its tasks and its base model, be they the user's or built in."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aimmerging.benchmarks import many_skills, skills, tiny_base
 from aimmerging.config import ModelConfig, RunConfig
+from aimmerging.data.general import load_general
 from aimmerging.data.loading import load_stream
 from aimmerging.data.schema_problems import unknown
-from aimmerging.data.tasks import TaskStream
+from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError
 from aimmerging.training.encoding import Codec
 from aimmerging.training.limits import codec_of
@@ -36,6 +38,15 @@ def task_stream(config: RunConfig, base: Path) -> TaskStream:
         if name not in tasks:
             raise ConfigError(f"order: {unknown('task', name, stream.names)}")
     return TaskStream(tuple(tasks[name] for name in config.order))
+
+
+def general(config: RunConfig, base: Path, tasks: Sequence[str]) -> list[Task]:
+    """Load the sets that are never trained, each as a task with test rows alone; `tasks` are names they may not have.
+
+    Raises:
+        DataError: listing every problem of every set.
+    """
+    return load_general(config.evaluation.general, base, tasks)
 
 
 def located(config: RunConfig, base: Path) -> RunConfig:

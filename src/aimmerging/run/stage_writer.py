@@ -83,6 +83,7 @@ class Results(NamedTuple):
         scores: points by task after the stage.
         zero_shot: points of the new tasks before any training.
         before: points of the new task with the last stage's adapter.
+        general: points by set that is never trained.
         memory: rows kept of the task.
         warnings: of a training that may have taught nothing.
         changed: values in place of the run's.
@@ -92,6 +93,7 @@ class Results(NamedTuple):
     scores: dict[str, float]
     zero_shot: dict[str, float]
     before: float | None
+    general: dict[str, float]
     memory: MemoryCount | None
     warnings: tuple[str, ...]
     changed: dict[str, Any]

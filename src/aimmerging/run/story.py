@@ -10,10 +10,11 @@ from pathlib import Path
 from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.run import gating, learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
+from aimmerging.run import gating, general, learning, messages, preparation, recovery, schedule, scoring, sources
 from aimmerging.run.kept_logits import largest_logits
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
+from aimmerging.run.stage_writer import Results, stage_title, write_stage
 from aimmerging.run.tracking import log_scores
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
@@ -39,16 +40,18 @@ def run(
     """
     stream = sources.task_stream(config, base)
     config = preparation.with_located_model(config, out, base)
-    return run_stream(config, stream, out, progress=progress, accept_changes=accept_changes)
+    return run_stream(config, stream, out, base=base, progress=progress, accept_changes=accept_changes)
 
 
 def run_stream(
-    config: RunConfig, stream: TaskStream, out: Path, *, progress: Progress | None = None, accept_changes: bool = False
-) -> Path:
+    config: RunConfig, stream: TaskStream, out: Path, *, base: Path = Path(), progress: Progress | None = None,
+    accept_changes: bool = False,
+) -> Path:  # fmt: skip
     """As :func:`run`, with tasks that are already loaded; ends early at a stage that the gate does not promote."""
-    setting = Setting.of(config, out, progress, accept=accept_changes)
+    sets = sources.general(config, base, stream.names)
+    setting = Setting.of(config, out, progress, accept=accept_changes, general=sets)
     if config.single_task == "train":
-        alone = config.model_copy(update={"method": "single_task", "single_task": "none", "gate": None})
+        alone = preparation.alone(config)
         run_stream(alone, stream, out / "single_task", progress=progress, accept_changes=accept_changes)
     return _learn_all(setting, lambda: preparation.stages_to_do(setting, stream))
 
@@ -81,19 +84,25 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
     out, ranks = setting.out, setting.ranks
     with recovery.locked_by_main(out, ranks):
         preparation.check_config(setting)
-        todo = plan()
+        todo, new_sets = plan(), general.to_score(setting.config, out, setting.general)
         if ranks.is_main_process:
             recovery.clean_up(out, added, setting.progress, done=not todo)
         if not todo:
             messages.say_nothing_to_do(out, setting.progress)
-            return out
+            if not new_sets:
+                return out
         preparation.check_scorable(setting, todo)
-        loaded = preparation.load(setting, todo)
-        if ranks.is_main_process:
+        loaded = preparation.load(setting, todo, new_sets)
+        if ranks.is_main_process and todo:
             recovery.set_candidates_aside(out, setting.progress)
         ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
-        committed = RunDirectory.open(out)
         with setting.progress.kept_in(out / LOG if ranks.is_main_process else None):
+            scorer = Scorer(setting.config.evaluation, loaded, setting.progress, ranks)
+            general.score_before(scorer, out, new_sets)
+            ranks.wait_for_everyone()
+            committed = RunDirectory.open(out)
+            if ranks.is_main_process and committed.stages and new_sets:
+                recovery.write_derived_files(committed, added)
             for index, tasks in todo:
                 every = index == todo[-1][0] or setting.config.evaluation.matrix == "full"
                 _learn_stage(setting, loaded, committed, index, tasks, every=every)
@@ -122,7 +131,7 @@ def _learn_stage(
     With `every` all tasks learned so far are scored, else those of the stage alone.
     """
     config, ranks, progress, past = setting.task_config, setting.ranks, setting.progress, committed.stages
-    method, title = deepcopy(setting.method), stage_writer.stage_title(tasks)
+    method, title = deepcopy(setting.method), stage_title(tasks)
     carried = load_state(past[-1].path / "method") if past else None
     places = enumerate(tasks, index - len(tasks) + 1)
     sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in places]
@@ -148,17 +157,22 @@ def _learn_stage(
             with trained.costs.measure("evaluation"):
                 scored = [*(EvaluationSet.saved(past) if every and not method.scored_alone else []), *sets]
                 predictions = scorer.predictions(scored)
+                ability = general.predictions(scorer, committed)
             check = largest_logits(loaded.model, loaded.codec, sets, ranks)
             if not ranks.is_main_process:
                 return
             with run_directory.commit_stage(setting.out, index, title) as folder:
                 count = learning.write_memory(config, kept, folder / "memory") if kept else None
                 scoring.save_predictions(folder / "predictions", scored, predictions)
-                gate = gating.judge_stage(config.gate, past, scored, folder / "predictions", before["promoted"])
+                general.save_predictions(committed, folder, ability)
+                compared = general.compared(committed, past, folder)
+                gate = gating.judge_stage(
+                    config.gate, past, scored, folder / "predictions", compared, before["promoted"]
+                )
                 scores = scoring.points_of(predictions)
-                began = (before["zero_shot"], before["scores"].get(title))
-                found = stage_writer.Results(scores, *began, count, warnings, changed, gate)
-                stage_writer.write_stage(
+                began = (before["zero_shot"], before["scores"].get(title), scoring.points_of(ability))
+                found = Results(scores, *began, count, warnings, changed, gate)
+                write_stage(
                     folder, config, trained, loaded, tasks, sets, method,
                     index=index, results=found, check=check, adapter=adapter,
                 )  # fmt: skip

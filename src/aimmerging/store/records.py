@@ -159,6 +159,17 @@ class Promotion(Record):
     stages: Count
 
 
+class GeneralRecord(Record):
+    """set.json: a set that is never trained, its content hash, and its points before any training."""
+
+    name: str
+    metric: str
+    source: str
+    sha256: str
+    rows: Count
+    score: float
+
+
 class Source(Record):
     """Where the rows of a task came from, their content hash, and how many each split has."""
 
@@ -184,6 +195,7 @@ class StageRecord(Record):
         scores: points by task, of the tasks scored at this stage.
         zero_shot: points of the new tasks before any training.
         before: points of the new task right before it was learned.
+        general: points by set that is never trained.
         warnings: of a training that may have taught nothing.
         memory: rows kept of the task.
         changed: values that this stage was learned with in place of the run's.
@@ -206,6 +218,7 @@ class StageRecord(Record):
     scores: dict[str, float]
     zero_shot: dict[str, float] = {}
     before: float | None = None
+    general: dict[str, float] = {}
     memory: MemoryCount | None = None
     warnings: tuple[str, ...] = ()
     changed: dict[str, Any] = {}
@@ -225,7 +238,11 @@ class StageRecord(Record):
 
 
 class Scores(Record):
-    """scores.json: the score matrix in points, None where nothing was evaluated, and what it comes to."""
+    """scores.json: the score matrix in points, None where nothing was evaluated, and what it comes to.
+
+    `general` holds the points of each set that is never trained, columns as the matrix has them; nothing of `summary`
+    is made from it.
+    """
 
     method: str
     preset: str | None = None
@@ -235,6 +252,7 @@ class Scores(Record):
     matrix: tuple[tuple[float | None, ...], ...]
     single_task: tuple[float | None, ...] | None = None
     summary: Summary
+    general: dict[str, tuple[float | None, ...]] = {}
     rehearsal: dict[str, Any] = {}
     costs: Costs = Costs()
 

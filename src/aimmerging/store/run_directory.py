@@ -19,14 +19,19 @@ from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
 from aimmerging.data.text_files import read_text
 from aimmerging.errors import ConfigError, RunDirectoryError
-from aimmerging.store import records
+from aimmerging.store import general_sets, records
 from aimmerging.store.files import COMMITTED, check, committing, write_text, writing
+from aimmerging.store.general_sets import GeneralSet
 from aimmerging.store.records import Finding, Findings, Manifest, Memory, Scores, StageRecord
 
 WORKING = "working"
 """Folder of what is kept of the stage that is being learned."""
 FINDINGS = "findings.json"
-_BEFORE: dict[str, Any] = {"training": {"length_window": 0}}
+_BEFORE: dict[str, Any] = {
+    "training": {"length_window": 0},
+    "rehearsal": {"placement": "interval"},
+    "controller": {"merge": True},
+}
 """What runs did before a setting was there: a saved configuration names every value, so one it lacks is newer."""
 
 
@@ -84,11 +89,13 @@ class RunDirectory:
         path: of the directory.
         config: config.yaml.
         stages: committed stages in order.
+        general: sets that are never trained.
     """
 
     path: Path
     config: RunConfig
     stages: tuple[Stage, ...]
+    general: tuple[GeneralSet, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
@@ -110,16 +117,18 @@ class RunDirectory:
                 )
             stages.append(Stage.open(folder))
         stages.sort(key=lambda stage: stage.record.index)
-        return cls(path, _read_config(path), tuple(stages))
+        return cls(path, _read_config(path), tuple(stages), general_sets.saved(path))
 
     def verify(self, stages: Sequence[Stage] | None = None) -> None:
-        """Compare every file of the stages (default: all) with its hash, before anything is learned from them.
+        """Compare every file of the stages (default: all, and the general sets) with its hash, before they are used.
 
         Raises:
             RunDirectoryError: names the first file that was edited or damaged.
         """
         for stage in self.stages if stages is None else stages:
             check(stage.path, hashes=True, without=_dropped(stage.path))
+        for one in self.general if stages is None else ():
+            check(one.path, hashes=True)
 
     @property
     def learned(self) -> dict[str, str]:
@@ -186,7 +195,12 @@ class RunDirectory:
             matrix=matrix,
             single_task=single_task,
             summary=metrics.summarise(matrix, single_task),
-            rehearsal=self.config.rehearsal.model_dump(include={"placement", "share", "budget"}),
+            general=self._general(),
+            rehearsal={
+                "placement": self.config.rehearsal.placement,
+                "share": self.config.rehearsal_share,
+                "budget": self.config.rehearsal.budget,
+            },
             costs=records.total_costs(stage.record.costs for stage in self.stages),
         )
 
@@ -202,6 +216,16 @@ class RunDirectory:
             for name, value in record.scores.items():
                 matrix[names.index(name)][record.index] = value
         return tuple(map(tuple, matrix))
+
+    def _general(self) -> dict[str, tuple[float | None, ...]]:
+        """Points of each general set, in the columns of the matrix."""
+        rows: dict[str, list[float | None]] = {
+            one.record.name: [one.record.score, *([None] * len(self.learned))] for one in self.general
+        }
+        for record in (stage.record for stage in self.stages):
+            for name, value in record.general.items():
+                rows.setdefault(name, [None] * (1 + len(self.learned)))[record.index] = value
+        return {name: tuple(row) for name, row in rows.items()}
 
 
 def open_reference(run: Path, config: RunConfig, tasks: Mapping[str, str]) -> RunDirectory | None:
@@ -240,7 +264,7 @@ def _read_config(run: Path) -> RunConfig:
         RunDirectoryError: it is damaged.
     """
     try:
-        return resolve(deep_merge(_BEFORE, read_yaml(run / "config.yaml")))
+        return resolve(_as_named_now(deep_merge(_BEFORE, read_yaml(run / "config.yaml"))))
     except ConfigError as error:
         raise RunDirectoryError(f"{run / 'config.yaml'}: {error}") from None
 
@@ -248,6 +272,14 @@ def _read_config(run: Path) -> RunConfig:
 DROPPED = "dropped.json"
 """In a stage: its files that `memory drop --everything` took away."""
 _MAY_BE_DROPPED = ("test/*.jsonl", "predictions/*.jsonl", "check.safetensors")
+
+
+def _as_named_now(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a saved configuration without a share that nothing read: it once had a number as its default."""
+    rehearsal = values["rehearsal"]
+    if isinstance(rehearsal, dict) and rehearsal.get("placement") == "interval":
+        return values | {"rehearsal": rehearsal | {"share": None}}
+    return values
 
 
 def _dropped(folder: Path) -> list[str]:

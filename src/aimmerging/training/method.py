@@ -1,7 +1,7 @@
 """What a continual-learning method is: a dataclass of its settings, with a few optional hooks around each task."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from aimmerging.core.controller import DEFAULT, ControllerConfig
 
@@ -59,6 +59,11 @@ class Method:
     remembered: ClassVar[tuple[str, ...]] = ()
     not_in_step: ClassVar[str] = ""
     about: ClassVar[About] = About("yours", "", "", "nothing")
+
+    @property
+    def placement(self) -> Literal["interval", "step"]:
+        """Where a trainer rehearses whose RehearsalSettings do not say it, see `rehearsal.placement`."""
+        return "interval"
 
     def before_task(self, session: "Session") -> None:
         """Called when the task's first step is about to be taken; not again where an interrupted task goes on."""

@@ -189,6 +189,7 @@ def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
         task_type=task,
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - PEFT takes any number
+        use_rslora=lora.rslora,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
     )

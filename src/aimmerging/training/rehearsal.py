@@ -59,7 +59,8 @@ class RehearsalSettings:
         answer_only_logits: compute logits only where a label counts, on the task too, see TrainingConfig.
         length_window: optimizer steps on the task among whose rows those of similar length are batched together; above
             0 the rows of a rehearsal step are sorted by length too. 0 leaves the order to the trainer.
-        placement: `interval`, in steps of their own whenever the method says so; `step`, inside every task step.
+        placement: `interval`, in steps of their own whenever the method says so; `step`, inside every task step; None,
+            as the method has it by default: `step` for AIMMerging without merges, else `interval`.
         share: with `step`, memory rows for each row of a step's batch.
         budget: with `step`, whether the memory rows come on top (`extra`) or take the places of task rows (`within`).
         weight: w in g = g_task + w · g_memory.
@@ -79,7 +80,7 @@ class RehearsalSettings:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     answer_only_logits: bool = True
     length_window: int = 0
-    placement: Literal["interval", "step"] = "interval"
+    placement: Literal["interval", "step"] | None = None
     share: float = 0.25
     budget: Literal["extra", "within"] = "extra"
     weight: float | Literal["norm_ratio"] = 1.0
@@ -391,7 +392,7 @@ def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
     return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in (above, below)])
 
 
-def check_method(method: type[Method], name: str, placement: str) -> None:
+def check_method(method: type[Method], name: str, placement: str | None) -> None:
     """Refuse a method that rehearsal inside the step has no meaning for.
 
     Raises:

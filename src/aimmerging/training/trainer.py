@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -119,7 +120,9 @@ class ContinualMixin(TrainerHooks):
         self.memory_folder = memory if isinstance(memory, Memory) else None
         if isinstance(memory, Memory):
             memory, answers = recall(memory, trainer, method, answers)
-        self.session = Session(trainer, memory or {}, answers or {}, rehearsal or RehearsalSettings())
+        settings = rehearsal or RehearsalSettings()
+        settings = replace(settings, placement=settings.placement or method.placement)
+        self.session = Session(trainer, memory or {}, answers or {}, settings)
         self.session.in_step.joint = super().compute_loss.__func__ is Trainer.compute_loss  # pyright: ignore[reportAttributeAccessIssue]
         self.unmoved: list[torch.Tensor] | None = None
         self._micro_losses: list[torch.Tensor] = []

@@ -1,0 +1,108 @@
+"""Model families, each from its configuration's class: train, probe, merge, interrupt, go on, export, answer alone."""
+
+import shutil
+
+import pytest
+import torch
+from kill import differences, outcome
+from sampling import sampled
+from short_runs import read_rows, settings, task_files
+from tiny_models import FAMILIES, save_family
+
+from aimmerging.commands.export import export
+from aimmerging.config import resolve
+from aimmerging.run import learning
+from aimmerging.run.generation import generate
+from aimmerging.run.story import run
+from aimmerging.store import records
+from aimmerging.store.run_directory import RunDirectory
+from aimmerging.training.encoding import Codec
+from aimmerging.training.progress import Progress
+
+pytestmark = pytest.mark.slow
+
+LORA = {
+    "t5": {"rank": 4},
+    "bart": {"rank": 64, "alpha": 512, "target_modules": "all-linear"},
+    "llama": {"rank": 4, "target_modules": r".*\.(q_proj|v_proj|up_proj)"},
+    "qwen3": {"rank": 64, "alpha": 64, "rslora": True, "target_modules": "all-linear"},
+    "gemma": {"rank": 4, "target_modules": "all-linear"},
+    "mistral": {"rank": 4},
+    "gpt2": {"rank": 4, "target_modules": "all-linear"},
+    "phi": {"rank": 4, "rslora": True, "target_modules": ["q_proj", "v_proj", "fc1"]},
+}
+"""The adapter of each family: PEFT's own modules, all of them, a regular expression, names; small and large ranks."""
+
+
+def configuration(base, family):
+    values = settings(base, method="aim", lora=LORA[family], checkpoint={"every_steps": 4})
+    values["training"] |= {"epochs": 2, "learning_rate": 0.01}
+    return resolve(values | {"evaluation": {"zero_shot": False}})
+
+
+def killed_and_gone_on(config, whole, folder, monkeypatch):
+    """The run again, its second task killed at step 6 of 8 and gone on with from the checkpoint of step 4."""
+    parted = shutil.copytree(whole, folder / "parted")
+    shutil.rmtree(RunDirectory.open(parted).stages[-1].path)
+    step_done = learning._StepDone.on_step_end
+
+    def kill(self, args, state, control, **kwargs):
+        step_done(self, args, state, control, **kwargs)
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning._StepDone, "on_step_end", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, parted, base=folder)
+    assert [path.name for path in (parted / "working/02-beta").glob("step-*")] == ["step-000004"]
+    return run(config, parted, base=folder)
+
+
+def reloaded(base, folder, *, merged, seq2seq):
+    """The export by transformers and PEFT alone."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    model = kind.from_pretrained(folder if merged else base)
+    return (model if merged else PeftModel.from_pretrained(model, folder)).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def answers_alone(model, tokenizer, rows, *, seq2seq):
+    """One row after the other."""
+    found = []
+    for row in rows:
+        ids = tokenizer(row.input, return_tensors="pt")["input_ids"]
+        out = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)[0]
+        found.append(tokenizer.decode(out if seq2seq else out[ids.shape[1] :], skip_special_tokens=True).strip())
+    return found
+
+
+@pytest.mark.parametrize("family", sampled(FAMILIES, ("bart", "gpt2", "llama", "qwen3")))
+def test_a_family_learns_goes_on_and_answers_alone_as_in_the_run(family, tmp_path, monkeypatch, covers):
+    base, seq2seq = save_family(tmp_path / "base", family), family in ("t5", "bart")
+    for name in ("alpha", "beta"):
+        task_files(tmp_path, name)
+    config = configuration(base, family)
+    whole = run(config, tmp_path / "whole", base=tmp_path)
+    second = RunDirectory.open(whole).stages[1]
+    costs = second.record.costs
+    assert min(costs.merges, costs.probe_forwards, costs.memory_updates) > 0
+    assert differences(outcome(whole), outcome(killed_and_gone_on(config, whole, tmp_path, monkeypatch))) == []
+
+    answered = [read_rows(second.predictions(place, name)) for place, name in ((1, "alpha"), (2, "beta"))]
+    wanted = [row["prediction"] for rows in answered for row in rows]
+    assert len(set(wanted) - {""}) >= 1
+    tests = [
+        row for stage in RunDirectory.open(whole).stages for row in records.read_rows(stage.path / "test/01.jsonl")
+    ]
+    for merged in (False, True):
+        to = tmp_path / f"merged-{merged}"
+        gap = export(whole, to, merged=merged, progress=Progress())["logit_gap"]
+        assert gap["relative"] < (1e-4 if merged else 1e-6)
+        model, tokenizer = reloaded(base, to, merged=merged, seq2seq=seq2seq)
+        assert answers_alone(model, tokenizer, tests, seq2seq=seq2seq) == wanted
+        assert generate(model, Codec(tokenizer, seq2seq, 24, 4), tests, 3) == wanted
+    covers("run", family)
