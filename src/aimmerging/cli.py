@@ -89,6 +89,9 @@ def demo(
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file, see docs/configuration.md.", metavar="CONFIG.yaml")],
     out: Annotated[Path | None, typer.Option(help="Run directory; default: the configuration's `out`.")] = None,
+    matrix: Annotated[
+        str | None, typer.Option("--eval", help="What is scored, evaluation.matrix: full, or diagonal+last.")
+    ] = None,
     overrides: SetOption = None,
     accept_changes: AcceptOption = False,
     as_json: JsonOption = False,
@@ -96,7 +99,8 @@ def run(
     """Learn the tasks of a configuration in order; the same command again goes on where it stopped."""
     from aimmerging.config import load_config
 
-    settings = load_config(config, overrides or [])
+    scored = [] if matrix is None else [f"evaluation.matrix={matrix}"]
+    settings = load_config(config, [*(overrides or []), *scored])
     folder = out or (Path(settings.out) if settings.out else None)
     if folder is None:
         raise ConfigError("there is no run directory: give --out DIR, or `out:` in the configuration")

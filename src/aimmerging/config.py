@@ -81,9 +81,7 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_input_tokens: int = Field(default=1024, ge=1)
     max_output_tokens: int = Field(default=128, ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="of the computation; adapters stay float32"
-    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the computation; adapters stay float32")
     activation_checkpointing: bool = False
     answer_only_logits: bool = Field(
         default=True,
@@ -102,6 +100,8 @@ class TrainingConfig(Section):
         "record it; in the weights, always stop",
     )
     device: Literal["auto", "cpu"] = "auto"
+    report_to: list[Literal["tensorboard"]] = Field(default=[], description="trackers; its files: RUN/tensorboard")
+    logging_steps: int = Field(default=10, ge=1, description="from one entry for `report_to` to the next")
 
 
 class MemoryConfig(Section):
@@ -167,6 +167,11 @@ class EvaluationConfig(Section):
 
     split: Literal["test", "validation"] = Field(default="test", description="validation: for choosing settings")
     batch_size: int = Field(default=64, ge=1)
+    matrix: Literal["full", "diagonal+last"] = Field(
+        default="full",
+        description="full: after each task all learned so far. diagonal+last: after each task that task alone, after the "
+        "last one all; enough for OP, BWT and FWT, in answers that grow with the tasks and not with their square",
+    )
     zero_shot: bool = Field(
         default=True, description="also before any training and right before learning (GEM transfer)"
     )

@@ -1,16 +1,13 @@
 """torchrun with two gloo processes on the CPU: same decisions, same weights, same as one process."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import ddp_worker
 import pytest
 import yaml
 from safetensors.torch import load_file
 from short_runs import config_file, stage_record
+from torchrun import torchrun
 from trainer_kit import adapter, continual, far
 
 from aimmerging import Method, RehearsalSettings
@@ -20,28 +17,11 @@ from aimmerging.store import files
 pytestmark = pytest.mark.slow
 
 
-def torchrun(*words, processes=2):
-    """Run ddp_worker on several processes of this machine; returns stdout."""
-    worker = Path(ddp_worker.__file__)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", worker]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [str(word) for word in (*line, *words)],
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-20000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def ranks(tiny_t5, tiny_llama, tmp_path_factory):
     """Folder and accounts of both ranks after every case of ddp_worker."""
     out = tmp_path_factory.mktemp("ddp")
-    torchrun("trainers", tiny_t5, tiny_llama, out)
+    torchrun(ddp_worker, "trainers", tiny_t5, tiny_llama, out)
     return out, [json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -98,7 +78,7 @@ def test_aimmerging_run_under_torchrun(tmp_path, tiny_t5, covers):
     values["training"]["micro_batch_size"] = 2
     config.write_text(yaml.safe_dump(values))
     run = tmp_path / "run"
-    torchrun("run", config, run)
+    torchrun(ddp_worker, "run", config, run)
     first, second = (json.loads((tmp_path / f"run-rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert len(first) == 2

@@ -9,6 +9,7 @@ from aimmerging.methods import build
 from aimmerging.run import preflight, schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
+from aimmerging.training import trackers
 from aimmerging.training.progress import Progress
 
 
@@ -36,6 +37,7 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
     """Tasks, steps and lengths that the configuration leads to, and what is to be known of the rows."""
     config = sources.located(load_config(path, overrides), path.parent)
     build(config)
+    trackers.check_installed(config.training.report_to)
     stream = sources.task_stream(config, path.parent)
     codec, settings = sources.codec(config, progress)
     sets = sources.general(config, path.parent, stream.names)

@@ -43,11 +43,18 @@ def show_scores(scores: "Scores") -> None:
     columns = ["points on", "before", *(f"after {name}" for name in names)]
     rows = [[name, *map(_points, row)] for name, row in zip(names, scores.matrix, strict=True)]
     show_table(f"{scores.method}, preset {scores.preset}, seed {scores.seed}", columns, rows)
+    if any(None in row for row in scores.matrix):
+        Console().print("An empty cell was not scored.", highlight=False)
     if scores.general:
         rows = [[name, *map(_points, row)] for name, row in scores.general.items()]
         show_table("General ability, never trained, points", columns, rows)
-    known = [(key, value) for key, value in scores.summary._asdict().items() if value is not None]
-    rows = [[DEFINITIONS[key][0], f"{value:.1f}", DEFINITIONS[key][1]] for key, value in known]
+    missing = scores.missing
+    rows = [
+        [DEFINITIONS[key][0], f"{value:.1f}", DEFINITIONS[key][1]]
+        if value is not None
+        else [DEFINITIONS[key][0], "not known", f"{DEFINITIONS[key][1]}; {missing[key]}"]
+        for key, value in scores.summary._asdict().items()
+    ]
     show_table("Summary, points", ["measure", "value", "definition"], rows)
 
 

@@ -69,7 +69,7 @@ def _curves(results: Results, curve: Callable[[Run], Sequence[float | None]], le
     styles, data, longest, bright = _styles(results), [], 1, highlighted(results)
     for name in _faint_first(results, bright):
         stages = list(zip(*(curve(run) for run in results.runs if run.method == name), strict=True))
-        points = [estimate([value for value in stage if value is not None]) for stage in stages]
+        points = [None if None in stage else estimate([v for v in stage if v is not None]) for stage in stages]
         longest = max(longest, len(points))
         if name in bright:
             data += [*_band(points, styles[name]), _line(name, points, styles[name])]
@@ -93,10 +93,11 @@ def _curves(results: Results, curve: Callable[[Run], Sequence[float | None]], le
     return figure(data, 360, layout)
 
 
-def _line(name: str, points: Sequence[Estimate], style: Style) -> Figure:
+def _line(name: str, points: Sequence[Estimate | None], style: Style) -> Figure:
+    """A gap where a run was not scored on all that a point is the mean of."""
     return {
         "type": "scatter", "mode": "lines+markers", "name": label(name, 24), "legendgroup": label(name),
-        "x": list(range(1, len(points) + 1)), "y": numbers([point.mean for point in points]),
+        "x": list(range(1, len(points) + 1)), "y": numbers([None if point is None else point.mean for point in points]),
         "line": {"color": style.color, "dash": style.dash, "width": 2.5},
         "marker": {"symbol": style.symbol, "size": 8, "color": style.color},
         "hovertext": [f"{label(name)}<br>after task {j}: {_show(point)}" for j, point in enumerate(points, 1)],
@@ -104,13 +105,13 @@ def _line(name: str, points: Sequence[Estimate], style: Style) -> Figure:
     }  # fmt: skip
 
 
-def _band(points: Sequence[Estimate], style: Style) -> list[Figure]:
-    """The interval as an area; nothing where there is none."""
-    margins = [point.margin for point in points]
-    if any(margin is None for margin in margins):
+def _band(points: Sequence[Estimate | None], style: Style) -> list[Figure]:
+    """The interval as an area; nothing where there is a gap or no interval."""
+    known = [point for point in points if point is not None and point.margin is not None]
+    if len(known) < len(points):
         return []
-    upper = [point.mean + (point.margin or 0) for point in points]
-    lower = [point.mean - (point.margin or 0) for point in points]
+    upper = [point.mean + (point.margin or 0) for point in known]
+    lower = [point.mean - (point.margin or 0) for point in known]
     places = list(range(1, len(points) + 1))
     red, green, blue = (int(style.color[at : at + 2], 16) for at in (1, 3, 5))
     return [
@@ -166,7 +167,9 @@ def _bar(value: Estimate, style: Style) -> Figure:
             "color": style.color, "thickness": 1.5, "width": 4}  # fmt: skip
 
 
-def _show(value: Estimate) -> str:
+def _show(value: Estimate | None) -> str:
+    if value is None:
+        return "not scored"
     return f"{value.mean:,.1f}" + ("" if value.margin is None else f" ± {value.margin:,.1f}")
 
 

@@ -277,7 +277,12 @@ def analyse(
         kinds={name: config.method for name, config in configs.items()},
         protocol=protocol,
         departures=_departures(protocol, configs) if protocol else [],
-        flags=[*missing, *_budget_flags(runs), *protocols.memory_flags([run.spent for run in own])],
+        flags=[
+            *missing,
+            *_matrix_flags(configs),
+            *_budget_flags(runs),
+            *protocols.memory_flags([run.spent for run in own]),
+        ],
         measures=measured,
         costs=costs,
         references={name: estimate(found) for name, found in levels.items() if found},
@@ -364,6 +369,16 @@ def _departures(protocol: str, configs: Mapping[str, RunConfig]) -> list[str]:
     return [
         sentence if len(names) == len(configs) else f"{', '.join(names)}: {sentence}" for sentence, names in who.items()
     ]
+
+
+def _matrix_flags(configs: Mapping[str, RunConfig]) -> list[str]:
+    """Which methods were not scored on every task after every one, and what is therefore not known of them."""
+    names = [name for name, config in configs.items() if config.evaluation.matrix != "full"]
+    unknown = [MEASURES[name][0].lower() for name in ("forgetting", "average_incremental")]
+    return [
+        f"{', '.join(names)}: a task was scored right after it was learned and after the last one (evaluation.matrix: "
+        f"diagonal+last), so {' and '.join(unknown)} are not known"
+    ] if names else []  # fmt: skip
 
 
 def _budget_flags(runs: Sequence[Run]) -> list[str]:

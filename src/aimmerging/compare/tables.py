@@ -67,7 +67,7 @@ def tables(results: Results) -> list[Table]:
     main = [key for key in _MAIN if key in known]
     further = [key for key in MEASURES if key in known and key not in _MAIN]
     bounds = tuple(
-        (f"{name} (reference)", *(level if key == "op" else None for key in main), level.runs)
+        (f"{name} (reference)", *(level if key == "op" else "" for key in main), level.runs)
         for name, level in results.references.items()
     )
     shown = [
@@ -183,7 +183,7 @@ def _formulas(keys: Sequence[str]) -> str:
 def cell_text(value: Value, kind: Kind) -> str:
     """A value as it stands in a table."""
     if value is None:
-        return ""
+        return "not known"
     if isinstance(value, str):
         return value
     if isinstance(value, Interval):

@@ -70,6 +70,24 @@ def summarise(matrix: Matrix, single_task: Sequence[float | None] | None = None)
     )
 
 
+def missing(summary: Summary, matrix: Matrix, single_task: Sequence[float | None] | None = None) -> dict[str, str]:
+    """Why each measure that is None is not known, by its field; arguments as :func:`summarise` had them."""
+    learned = max((len(row) for row in matrix), default=1) - 1
+    reasons: dict[str, str] = {}
+    for name, value in summary._asdict().items():
+        if value is not None:
+            continue
+        if not learned:
+            reasons[name] = "no task is learned yet"
+        elif name in ("bwt", "forgetting", "fwt_gem") and learned == 1:
+            reasons[name] = "needs two learned tasks"
+        elif name == "fwt" and (not single_task or None in single_task[:learned]):
+            reasons[name] = "needs single-task references"
+        else:
+            reasons[name] = "needs cells of the score matrix that were not scored"
+    return reasons
+
+
 def mean_known(values: Sequence[float | None]) -> float | None:
     """Mean, or None where there is nothing or a gap: a mean over what happens to be there would be another quantity."""
     known = [value for value in values if value is not None]
@@ -90,6 +108,16 @@ def _max_known(values: Sequence[float | None]) -> float | None:
 def exact_match(prediction: str, reference: str) -> float:
     """1 where the texts agree, NFC-normalised, stripped and lower-cased, else 0 (the benchmarks' accuracy)."""
     return float(_normal(prediction).strip().lower() == _normal(reference).strip().lower())
+
+
+def exact_match_undecided(begun: str, reference: str) -> bool:
+    """Whether the exact match of an answer of which only the beginning is known depends on the rest of it."""
+    sure = _normal(begun).strip().lower()[:-_UNSURE]
+    return _normal(reference).strip().lower().startswith(sure)
+
+
+_UNSURE = 4
+"""Letters at the end of a beginning that what follows may change: an accent, a word's last sigma, bytes of a letter."""
 
 
 def token_f1(prediction: str, reference: str) -> float:

@@ -138,7 +138,7 @@ def _score_line(view: RunView, task: int, learned: int) -> Figure:
         "x": list(range(len(scores))),
         "y": numbers(scores),
         "hovertext": [
-            f"{label(view.scores.tasks[task])}<br>{name}: {'–' if score is None else f'{score:.1f}'}"
+            f"{label(view.scores.tasks[task])}<br>{name}: {'not scored' if score is None else f'{score:.1f}'}"
             for name, score in zip(names, scores, strict=False)
         ],
         "hoverinfo": "text",

@@ -72,6 +72,7 @@ def _report_context(view: RunView) -> dict[str, Any]:
         "probed": bool(probed),
         "shown_stage": (probed or list(stages) or [None])[-1],
         "cost_rows": [*((stage.task, stage.record.costs) for stage in stages), ("", view.costs)],
+        "missing": scores.missing,
         "summary_values": {
             name: _change(value) if name in _CHANGES else _points(value)
             for name, value in scores.summary._asdict().items()
@@ -91,7 +92,10 @@ def _run_sentence(view: RunView) -> str:
     scores, costs, learned = view.scores, view.costs, len(view.stages)
     if not learned:
         return f"Nothing has been learned yet; {number_of(len(scores.tasks), 'task')} will follow."
-    parts = [f"After {number_of(learned, 'task')} the model scores {_points(view.level)} points on average."]
+    after = f"After {number_of(learned, 'task')}"
+    parts = [f"{after} the model scores {_points(view.level)} points on average."]
+    if view.level is None:
+        parts = [f"{after} the mean score is not known, because not all tasks were scored after the last one."]
     bwt = scores.summary.bwt
     if bwt is not None:
         verb = "lost" if bwt < 0 else "gained"

@@ -17,13 +17,16 @@ ACCEPTABLE = (
     "checkpoint",
     "evaluation.batch_size",
     "evaluation.general",
+    "evaluation.matrix",
     "gate",
     "model.attention",
     "training.activation_checkpointing",
     "training.answer_only_logits",
     "training.device",
+    "training.logging_steps",
     "training.micro_batch_size",
     "training.on_nonfinite",
+    "training.report_to",
 )
 """Parts of the configuration that a run may change on its way: they decide how it is computed or judged."""
 DECIDING = ("python", "aimmerging", "torch", "transformers", "peft", "accelerate")

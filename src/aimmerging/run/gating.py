@@ -7,7 +7,7 @@ from typing import NamedTuple
 from aimmerging.config import GateConfig
 from aimmerging.core.gate import judge
 from aimmerging.errors import RunDirectoryError
-from aimmerging.run.scoring import EvaluationSet
+from aimmerging.run.scoring import EvaluationSet, Predictions
 from aimmerging.store import records
 from aimmerging.store.records import Gate, GateTask, Prediction
 from aimmerging.store.run_directory import Stage, stage_slug
@@ -21,12 +21,25 @@ class Compared(NamedTuple):
     after: Path
 
 
+def unanswered(gate: GateConfig | None, past: Sequence[Stage]) -> list[EvaluationSet]:
+    """Tasks that the promoted stage has learned and was not scored on, which a gate needs its scores of.
+
+    Args:
+        gate: of the run; without one nothing is needed.
+        past: committed stages, the promoted one last.
+    """
+    if gate is None or not past:
+        return []
+    return [one for one in EvaluationSet.saved(past) if not past[-1].predictions(one.place, one.name).exists()]
+
+
 def judge_stage(
     gate: GateConfig | None,
     past: Sequence[Stage],
     sets: Sequence[EvaluationSet],
     predictions: Path,
     general: Sequence[Compared] = (),
+    promoted: Predictions | None = None,
 ) -> Gate | None:
     """What stage.json says of the gate; None without one.
 
@@ -36,6 +49,7 @@ def judge_stage(
         sets: all tasks that were scored, the new one included.
         predictions: folder of the stage's predictions.
         general: the sets that are never trained, which are judged like tasks.
+        promoted: what the promoted stage answers to the tasks of :func:`unanswered`; None for nothing.
 
     Raises:
         RunDirectoryError: the rows that the promoted stage answered are others.
@@ -47,9 +61,9 @@ def judge_stage(
     for name, old, new in (*general, *(_task(one, past, predictions) for one in sets)):
         answers = records.read_lines(Prediction, new)
         after[name] = [row.score for row in answers]
-        if old is None:
+        earlier = (promoted or {}).get(name) if old is None else records.read_lines(Prediction, old)
+        if earlier is None:
             continue
-        earlier = records.read_lines(Prediction, old)
         if [row.id for row in earlier] != [row.id for row in answers]:
             raise RunDirectoryError(
                 f"{old} holds answers to other rows than the test rows of {name!r} now, so the gate cannot compare "

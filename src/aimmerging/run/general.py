@@ -10,7 +10,8 @@ from aimmerging.config import RunConfig
 from aimmerging.data.tasks import Task
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run.gating import Compared
-from aimmerging.run.scoring import EvaluationSet, Scorer
+from aimmerging.run.scoring import EvaluationSet, Predictions, Scorer, points_of
+from aimmerging.run.scoring import save_predictions as save
 from aimmerging.store import files, records, run_directory
 from aimmerging.store.general_sets import BEFORE, FOLDER, RECORD, ROWS, GeneralSet
 from aimmerging.store.records import GeneralRecord
@@ -49,15 +50,20 @@ def to_score(config: RunConfig, out: Path, loaded: Sequence[Task] | None) -> lis
 
 
 def score_before(scorer: Scorer, out: Path, new: Sequence[Task]) -> None:
-    """Score new sets with the adapter as it is in the model, and keep them with their answers."""
+    """Score new sets with the adapter as it is in the model; the main process keeps them with their answers."""
+    if not new:
+        return
     for place, task in enumerate(new, len(RunDirectory.open(out).general) + 1):
         one = EvaluationSet(task.name, task.metric, task.test, place)
+        answers = scorer.predictions([one])
+        if not scorer.writes:
+            continue
         with files.committing(out / FOLDER / run_directory.stage_slug(place, task.name)) as folder:
-            scores = scorer.scores([one], folder / BEFORE)
+            save(folder / BEFORE, [one], answers)
             records.write_rows(folder / ROWS, task.test)
             record = GeneralRecord(
                 name=task.name, metric=task.metric, source=task.source, sha256=task.sha256, rows=len(task.test),
-                score=scores[task.name],
+                score=points_of(answers)[task.name],
             )  # fmt: skip
             records.write(folder / RECORD, record)
 
@@ -81,10 +87,16 @@ def as_tasks(run: RunDirectory) -> list[Task]:
     return [Task(one.name, (), (), one.rows, one.metric, "") for one in evaluation_sets(run)]
 
 
-def score_stage(scorer: Scorer, run: RunDirectory, stage: Path) -> dict[str, float]:
-    """Points of each set in use; the answers go into the stage's folder."""
+def predictions(scorer: Scorer, run: RunDirectory) -> Predictions:
+    """The model's answers to each set in use; every process calls this."""
     sets = evaluation_sets(run)
-    return scorer.scores(sets, stage / FOLDER) if sets else {}
+    return scorer.predictions(sets) if sets else {}
+
+
+def save_predictions(run: RunDirectory, stage: Path, answers: Predictions) -> None:
+    """Write what :func:`predictions` gave into a stage's folder."""
+    if answers:
+        save(stage / FOLDER, evaluation_sets(run), answers)
 
 
 def compared(run: RunDirectory, past: Sequence[Stage], stage: Path) -> list[Compared]:

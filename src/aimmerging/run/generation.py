@@ -1,23 +1,53 @@
-"""Batched greedy generation, sorted by length, and scoring; nothing is kept but one line a row."""
+"""Batched greedy generation, sorted by length and shared among processes, and scoring; kept is one line a row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from transformers import GenerationConfig
 
 from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
 from aimmerging.store.records import Prediction
-from aimmerging.training import stopping
+from aimmerging.training import sharing
 from aimmerging.training.encoding import Codec, padded
+
+MARGIN = 4
+"""Tokens that an answer may be longer than the longest reference of its task before its generation stops."""
+
+
+class Answer(NamedTuple):
+    """What a model answered: the stripped text, and whether it was cut off before the model had ended it."""
+
+    text: str
+    cut: bool
+
+
+def generate(
+    model: Any,
+    codec: Codec,
+    rows: Sequence[Row],
+    batch_size: int,
+    advance: Callable[[int], None] | None = None,
+    ranks: PartialState | None = None,
+) -> list[str]:
+    """The texts of :func:`answers`, up to the longest answer that the codec allows."""
+    return [found.text for found in answers(model, codec, rows, batch_size, advance, ranks)]
 
 
 @torch.no_grad()
-def generate(
-    model: Any, codec: Codec, rows: Sequence[Row], batch_size: int, advance: Callable[[int], None] | None = None
-) -> list[str]:
+def answers(
+    model: Any,
+    codec: Codec,
+    rows: Sequence[Row],
+    batch_size: int,
+    advance: Callable[[int], None] | None = None,
+    ranks: PartialState | None = None,
+    *,
+    limit: int | None = None,
+) -> list[Answer]:
     """Answer each row greedily.
 
     Longest prompts come first, so that padding is small and a batch that does not fit in memory fails at once.
@@ -28,38 +58,39 @@ def generate(
         rows: whose prompts are answered.
         batch_size: rows at once.
         advance: told how many rows a batch finished, for a progress bar.
+        ranks: processes that share the rows, all of which call this; None for this one alone.
+        limit: tokens of an answer; None for the codec's `max_output_tokens`.
 
     Returns:
-        the answers, stripped, in the order of `rows`.
+        the answers in the order of `rows`; the same on every process.
 
     Raises:
         Stopped: a signal asked for it, see :mod:`aimmerging.training.stopping`.
     """
     prompts = codec.prompts(rows)
     order = sorted(range(len(rows)), key=lambda place: len(prompts[place]), reverse=True)
-    answers = [""] * len(rows)
-    pad = codec.tokenizer.pad_token_id
+    pad, left = codec.tokenizer.pad_token_id, not codec.encoder_decoder  # decoders go on at the right
     was_training = model.training
     model.eval()
-    with _greedy(model, codec) as tokenizer:
-        for start in range(0, len(order), batch_size):
-            stopping.poll()
-            places = order[start : start + batch_size]
-            batch, left = [prompts[place] for place in places], not codec.encoder_decoder  # decoders go on at the right
+    with _greedy(model, codec, limit) as (settings, tokenizer):
+        ends = {pad, *settings.eos_token_id}
+
+        def answer(places: list[int]) -> list[Answer]:
+            batch = [prompts[place] for place in places]
             ids, mask = padded(batch, pad, left=left), padded([[1] * len(prompt) for prompt in batch], 0, left=left)
             output = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer
             )
-            fresh = output if codec.encoder_decoder else output[:, ids.shape[1] :]
-            for place, text in zip(places, codec.texts(fresh), strict=True):
-                answers[place] = text
-            if advance is not None:
-                advance(len(places))
+            fresh = output[:, 1 if codec.encoder_decoder else ids.shape[1] :].tolist()  # a decoder's start is no answer
+            cut = [len(row) >= settings.max_new_tokens and row[-1] not in ends for row in fresh]
+            return [Answer(*pair) for pair in zip(codec.texts(fresh), cut, strict=True)]
+
+        found = sharing.over_rows(order, batch_size, answer, ranks, advance)
     model.train(was_training)
-    return answers
+    return found
 
 
-def generation_config(base: GenerationConfig, codec: Codec) -> GenerationConfig:
+def generation_config(base: GenerationConfig, codec: Codec, limit: int | None = None) -> GenerationConfig:
     """Plain greedy generation, whatever a base's generation_config.json asks for.
 
     Taken over from the base is only where an answer begins (start tokens) and where it ends (every end-of-sequence
@@ -69,13 +100,14 @@ def generation_config(base: GenerationConfig, codec: Codec) -> GenerationConfig:
     Args:
         base: of the base model.
         codec: of the same model.
+        limit: tokens of an answer; None for the codec's.
     """
     named = base.eos_token_id if isinstance(base.eos_token_id, list) else [base.eos_token_id]
     ends = {codec.tokenizer.eos_token_id, *(end for end in named if end is not None)}
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=codec.max_output_tokens,
+        max_new_tokens=codec.max_output_tokens if limit is None else limit,
         pad_token_id=codec.tokenizer.pad_token_id,
         bos_token_id=base.bos_token_id,
         decoder_start_token_id=base.decoder_start_token_id,
@@ -85,8 +117,10 @@ def generation_config(base: GenerationConfig, codec: Codec) -> GenerationConfig:
 
 
 @contextmanager
-def _greedy(model: Any, codec: Codec) -> Iterator[Any]:
-    """Let the model generate by :func:`generation_config` for a while; yields the tokenizer where stop strings need it.
+def _greedy(model: Any, codec: Codec, limit: int | None) -> Iterator[tuple[Any, Any]]:
+    """Let the model generate by :func:`generation_config` for a while.
+
+    Yields that configuration, and the tokenizer where stop strings need it.
 
     The configuration is put into the model itself: transformers fills what a configuration that is passed leaves open
     from the model's own.
@@ -94,11 +128,11 @@ def _greedy(model: Any, codec: Codec) -> Iterator[Any]:
     inner: Any = getattr(getattr(model, "base_model", None), "model", None)
     holders: list[Any] = [model, inner] if getattr(inner, "generation_config", None) is not None else [model]
     before = [part.generation_config for part in holders]
-    greedy = generation_config(before[0], codec)
+    greedy = generation_config(before[0], codec, limit)
     try:
         for part in holders:
             part.generation_config = greedy
-        yield codec.tokenizer if greedy.stop_strings else None
+        yield greedy, codec.tokenizer if greedy.stop_strings else None
     finally:
         for part, config in zip(holders, before, strict=True):
             part.generation_config = config
@@ -112,15 +146,36 @@ def evaluate(
     *,
     batch_size: int,
     advance: Callable[[int], None] | None = None,
+    ranks: PartialState | None = None,
 ) -> list[Prediction]:
-    """Answer and score each row; arguments as :func:`generate`, `metric` of :data:`aimmerging.core.metrics.METRICS`."""
-    answers = generate(model, codec, rows, batch_size, advance)
-    references = [row.output for row in rows]
-    scores = metrics.score(metric, answers, references)
+    """Answer and score each row; arguments as :func:`answers`, `metric` of :data:`aimmerging.core.metrics.METRICS`.
+
+    With exact match an answer that has become longer than every reference is stopped there, since it is wrong whatever
+    follows; where that is not sure, the row is answered again in full. So the scores are those of whole answers.
+    """
+    limit = answer_limit(codec, rows, metric)
+    found = answers(model, codec, rows, batch_size, advance, ranks, limit=limit)
+    if limit < codec.max_output_tokens:
+        pairs = enumerate(zip(found, rows, strict=True))
+        again = [
+            place for place, (one, row) in pairs if one.cut and metrics.exact_match_undecided(one.text, row.output)
+        ]
+        whole = answers(model, codec, [rows[place] for place in again], batch_size, None, ranks) if again else []
+        for place, one in zip(again, whole, strict=True):
+            found[place] = one
+    texts, references = [one.text for one in found], [row.output for row in rows]
+    scores = metrics.score(metric, texts, references)
     return [
-        Prediction(id=row.id, prediction=answer, reference=row.output, score=score)
-        for row, answer, score in zip(rows, answers, scores, strict=True)
+        Prediction(id=row.id, prediction=text, reference=row.output, score=score)
+        for row, text, score in zip(rows, texts, scores, strict=True)
     ]
+
+
+def answer_limit(codec: Codec, rows: Sequence[Row], metric: str) -> int:
+    """Tokens that an answer to one of `rows` is generated to at most before it is looked at."""
+    if metric != "exact_match" or not rows:
+        return codec.max_output_tokens
+    return min(codec.max_output_tokens, max(len(ids) for ids in codec.answers(rows)) + MARGIN)
 
 
 def points(predictions: Sequence[Prediction]) -> float:

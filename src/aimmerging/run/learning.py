@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from aimmerging.config import RunConfig
@@ -15,13 +16,13 @@ from aimmerging.core import memory
 from aimmerging.data.tasks import Row, Task, hash_rows
 from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
-from aimmerging.run import schedule
+from aimmerging.run import schedule, tracking
 from aimmerging.run.checkpoints import LEARNED, Checkpointing, Working
 from aimmerging.store import files, records
 from aimmerging.store.records import Memory, MemoryCount
 from aimmerging.store.run_directory import Stage
 from aimmerging.store.tensor_tree import to_device
-from aimmerging.training import resume
+from aimmerging.training import resume, sharing
 from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
@@ -115,16 +116,17 @@ def train(
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(config, Path(scratch), config.seed + index, steps=updates(config, len(rows)))
         loaded.model.train()
-        trainer = ContinualTrainer(
-            model=loaded.model,
-            args=arguments,
-            train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
-            data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
-            method=method,
-            memory=past.features if method.rehearses else {},
-            answers=past.answers if method.rehearses else {},
-            rehearsal=rehearsal_settings(config),
-        )
+        with tracking.placed(working.folder.parents[1], working.folder.name):
+            trainer = ContinualTrainer(
+                model=loaded.model,
+                args=arguments,
+                train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
+                data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
+                method=method,
+                memory=past.features if method.rehearses else {},
+                answers=past.answers if method.rehearses else {},
+                rehearsal=rehearsal_settings(config),
+            )
         trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
         trainer.add_callback(Checkpointing(trainer, working))
         trainer.add_callback(_StepDone(trainer.session, step_done))
@@ -189,8 +191,9 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
+        logging_strategy="steps" if training.report_to else "no",
+        logging_steps=training.logging_steps,
+        report_to=list(training.report_to) or "none",
         disable_tqdm=True,
     )
     together = arguments.per_device_train_batch_size * arguments.world_size
@@ -228,44 +231,65 @@ def rehearsal_settings(config: RunConfig) -> RehearsalSettings:
     )
 
 
-def remember(config: RunConfig, loaded: LoadedModel, task: Task, folder: Path) -> MemoryCount:
-    """Choose what is kept of a task and write it to `folder`, with the current model's answer logits if asked for.
+class Remembered(NamedTuple):
+    """What is kept of a task.
+
+    Attributes:
+        task: that was learned.
+        rows: chosen among its training rows.
+        logits: answer logits of each row by the model as it was then; empty where none are asked for.
+    """
+
+    task: Task
+    rows: list[Row]
+    logits: list[AnswerLogits]
+
+
+def remember(config: RunConfig, loaded: LoadedModel, task: Task, ranks: PartialState | None = None) -> Remembered:
+    """Choose what is kept of a task, with the current model's answer logits if asked for; every process calls this."""
+    examples = [memory.Example(row.input, row.output) for row in task.train]
+    places = memory.select(examples, config.memory.policy, config.memory.ratio, config.seed)
+    rows = [task.train[place] for place in places]
+    return Remembered(task, rows, _stored_logits(config, loaded, rows, ranks) if config.memory.stored_logits else [])
+
+
+def write_memory(config: RunConfig, kept: Remembered, folder: Path) -> MemoryCount:
+    """Write what is kept of a task to `folder`.
 
     Returns:
         how many rows are kept and how many were allowed.
     """
-    rows, ratio, policy = task.train, config.memory.ratio, config.memory.policy
-    examples = [memory.Example(row.input, row.output) for row in rows]
-    kept = [rows[place] for place in memory.select(examples, policy, ratio, config.seed)]
+    task, rows, ratio = kept.task, kept.rows, config.memory.ratio
     with files.writing(folder):
         folder.mkdir()
-    records.write_rows(folder / "rows.jsonl", kept)
-    if config.memory.stored_logits and kept:
-        logits = _stored_logits(config, loaded, kept)
+    records.write_rows(folder / "rows.jsonl", rows)
+    if kept.logits:
         with files.writing(folder):
-            save_logits(folder / "logits.safetensors", logits)
-    record = Memory(
-        task=task.name, policy=policy, ratio=ratio, train_rows=len(rows), rows=len(kept), sha256=hash_rows(kept)
-    )
+            save_logits(folder / "logits.safetensors", kept.logits)
+    count, digest = len(task.train), hash_rows(rows)
+    policy = config.memory.policy
+    record = Memory(task=task.name, policy=policy, ratio=ratio, train_rows=count, rows=len(rows), sha256=digest)
     records.write(folder / "memory.json", record)
-    return MemoryCount(rows=len(kept), limit=memory.limit(ratio, len(rows)))
+    return MemoryCount(rows=len(rows), limit=memory.limit(ratio, count))
 
 
 @torch.no_grad()
-def _stored_logits(config: RunConfig, loaded: LoadedModel, rows: Sequence[Row]) -> list[AnswerLogits]:
+def _stored_logits(
+    config: RunConfig, loaded: LoadedModel, rows: Sequence[Row], ranks: PartialState | None
+) -> list[AnswerLogits]:
     """Answer-token logits of the model as it is now, in eval mode."""
-    model, codec = loaded.model, loaded.codec
+    model, codec, shift = loaded.model, loaded.codec, not loaded.codec.encoder_decoder
     model.eval()
-    collate, size = Collator(codec.tokenizer.pad_token_id), config.training.micro_batch_size
-    stored: list[AnswerLogits] = []
-    for start in range(0, len(rows), size):
-        batch = collate(codec.examples(rows[start : start + size]))
+    collate = Collator(codec.tokenizer.pad_token_id)
+
+    def logits_of(places: list[int]) -> list[AnswerLogits]:
+        batch = collate(codec.examples([rows[place] for place in places]))
         batch = {name: value.to(model.device) for name, value in batch.items()}
         if config.training.answer_only_logits:
             batch = narrowed(model, batch)
-        logits = model(**batch).logits
-        stored += answer_logits(logits, batch["labels"], config.memory.stored_logits, shift=not codec.encoder_decoder)
-    return stored
+        return answer_logits(model(**batch).logits, batch["labels"], config.memory.stored_logits, shift=shift)
+
+    return sharing.over_rows(range(len(rows)), config.training.micro_batch_size, logits_of, ranks)
 
 
 class _StepDone(TrainerCallback):

@@ -18,6 +18,7 @@ from aimmerging.run.checkpoints import Working
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
+from aimmerging.training import trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import LoadedModel, load_model
 from aimmerging.training.progress import Progress
@@ -61,6 +62,7 @@ class Setting:
             ConfigError: there is no such method, or not with these settings; an override is wrong.
         """
         task_config = for_one_task(config, overrides)
+        trackers.check_installed(task_config.training.report_to)
         ranks = PartialState(cpu=config.training.device == "cpu")
         told = progress or Progress()
         return cls(config, task_config, methods.build(task_config), out, ranks, told, accept, general)
@@ -165,6 +167,13 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
         raise ConfigError(
             f"method {setting.config.method!r} does not learn task after task, so there is no stage before for a gate "
             "to compare with; set gate to null"
+        )
+    if setting.config.gate and setting.config.evaluation.matrix != "full" and len(todo) > 1:
+        raise ConfigError(
+            "a gate compares every stage with the one before on all tasks, and evaluation.matrix is "
+            f"{setting.config.evaluation.matrix}, which scores the earlier tasks after the last one alone; set "
+            "evaluation.matrix to full, or set gate to null and give the gate to `aimmerging learn` with --set, which "
+            "scores every task whatever evaluation.matrix says"
         )
     missing = [task.name for task in tasks if not EvaluationSet.of(task, split).rows]
     if missing:

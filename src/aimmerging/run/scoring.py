@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
+
+from accelerate import PartialState
 
 from aimmerging.config import EvaluationConfig
 from aimmerging.data.tasks import Row, Task
@@ -11,6 +13,7 @@ from aimmerging.methods import Method
 from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.generation import evaluate, points
 from aimmerging.store import files, records
+from aimmerging.store.records import Prediction
 from aimmerging.store.run_directory import Stage, stage_slug
 from aimmerging.training.models import LoadedModel, adapter_active, set_adapter_state, set_past_adapter
 from aimmerging.training.progress import Progress
@@ -61,49 +64,80 @@ def save_evaluation_sets(folder: Path, sets: Sequence[EvaluationSet]) -> None:
         records.write_rows(folder / "test" / f"{place:02d}.jsonl", one.rows)
 
 
+Predictions = dict[str, list[Prediction]]
+"""Answers and their scores, by task in the order scored."""
+
+
+def save_predictions(folder: Path, sets: Sequence[EvaluationSet], predictions: Predictions) -> None:
+    """Write the prediction of every row, one file a task."""
+    with files.writing(folder):
+        folder.mkdir(parents=True)
+    for one in sets:
+        records.write_lines(folder / f"{stage_slug(one.place, one.name)}.jsonl", predictions[one.name])
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Generates and scores on the main process; the others wait for it at the stage's end.
+    """Generates and scores; the processes share the rows of each task, and all of them know the answers.
 
     Attributes:
         settings: of the evaluation.
         loaded: the model, with the adapter that is to be scored.
         progress: told how far it is.
-        active: False on other ranks, whose scores are empty.
+        ranks: the processes; None for this one alone.
     """
 
     settings: EvaluationConfig
     loaded: LoadedModel
     progress: Progress
-    active: bool = True
+    ranks: PartialState | None = None
 
-    def scores(self, sets: Sequence[EvaluationSet], folder: Path | None = None) -> dict[str, float]:
-        """Points by task; with `folder`, the prediction of every row goes there, one file a task."""
-        if not self.active:
-            return {}
-        result: dict[str, float] = {}
-        if folder is not None:
-            with files.writing(folder):
-                folder.mkdir(parents=True)
+    def predictions(self, sets: Sequence[EvaluationSet]) -> Predictions:
+        """The prediction of every row by task; every process must call this."""
+        model, codec, size = self.loaded.model, self.loaded.codec, self.settings.batch_size
         with self.progress.bar("scoring", sum(len(one.rows) for one in sets)) as advance:
-            for one in sets:
-                predictions = evaluate(
-                    self.loaded.model,
-                    self.loaded.codec,
-                    one.rows,
-                    one.metric,
-                    batch_size=self.settings.batch_size,
-                    advance=advance,
+            return {
+                one.name: evaluate(
+                    model, codec, one.rows, one.metric, batch_size=size, advance=advance, ranks=self.ranks
                 )
-                result[one.name] = points(predictions)
-                if folder is not None:
-                    records.write_lines(folder / f"{stage_slug(one.place, one.name)}.jsonl", predictions)
-        return result
+                for one in sets
+            }
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes what was found."""
+        return self.ranks is None or self.ranks.is_main_process
+
+    def scores(self, sets: Sequence[EvaluationSet]) -> dict[str, float]:
+        """Points by task."""
+        return points_of(self.predictions(sets))
+
+
+def points_of(predictions: Predictions) -> dict[str, float]:
+    """Points by task."""
+    return {name: points(answers) for name, answers in predictions.items()}
+
+
+class Before(TypedDict):
+    """Scores from before the training of a stage.
+
+    `zero_shot`: points of its tasks with the adapter as it was attached; `scores`: the same with the last stage's.
+    `promoted`: what the last stage answers to earlier tasks that it was not scored on and that a gate asks for.
+    """
+
+    zero_shot: dict[str, float]
+    scores: dict[str, float]
+    promoted: Predictions
 
 
 def score_before(
-    scorer: Scorer, method: Method, last: dict[str, Any] | None, sets: Sequence[EvaluationSet], working: Working
-) -> dict[str, dict[str, float]]:
+    scorer: Scorer,
+    method: Method,
+    last: dict[str, Any] | None,
+    sets: Sequence[EvaluationSet],
+    working: Working,
+    unanswered: Sequence[EvaluationSet] = (),
+) -> Before:
     """Score the new tasks before the training, and leave the adapter that the stage starts from in the model.
 
     Args:
@@ -112,21 +146,37 @@ def score_before(
         last: the last stage's adapter, by PEFT's names.
         sets: of the new tasks.
         working: keeps the scores, so that a stage that goes on does not score again.
-
-    Returns:
-        `zero_shot`, points by task with the adapter as it was attached, and `scores`, the same with the last stage's.
+        unanswered: earlier tasks that a gate needs the last stage's answers to.
     """
     model = scorer.loaded.model
     set_past_adapter(model, None)
     set_adapter_state(model, scorer.loaded.fresh)
-    found = working.read(BEFORE)
-    if found is None:
-        baseline = scorer.settings.zero_shot and not method.scored_alone
-        found = {"zero_shot": scorer.scores(sets) if baseline else {}, "scores": {}}
+    kept = working.read(BEFORE)
+    found = _scores_before(scorer, sets, last, method) if kept is None else _read_before(kept)
+    open_sets = [one for one in unanswered if one.name not in found["promoted"]]
+    if open_sets:
         with adapter_active(model, last):
-            found["scores"] = scorer.scores(sets) if baseline and last else {}
-        if scorer.active:
-            working.write(BEFORE, found)
+            found["promoted"] |= scorer.predictions(open_sets)
+    if (kept is None or open_sets) and scorer.writes:
+        answers = {name: [row.to_json() for row in rows] for name, rows in found["promoted"].items()}
+        working.write(BEFORE, {**found, "promoted": answers})
     if last and not method.fresh_adapter:
         set_adapter_state(model, last)
     return found
+
+
+def _scores_before(
+    scorer: Scorer, sets: Sequence[EvaluationSet], last: dict[str, Any] | None, method: Method
+) -> Before:
+    """The new tasks' scores with the fresh adapter, which is in the model, and with the last stage's."""
+    if not scorer.settings.zero_shot or method.scored_alone:
+        return Before(zero_shot={}, scores={}, promoted={})
+    zero_shot = scorer.scores(sets)
+    with adapter_active(scorer.loaded.model, last):
+        return Before(zero_shot=zero_shot, scores=scorer.scores(sets) if last else {}, promoted={})
+
+
+def _read_before(kept: dict[str, Any]) -> Before:
+    """What :func:`score_before` wrote; `promoted` is newer than the rest."""
+    promoted = {name: [Prediction(**row) for row in rows] for name, rows in kept.get("promoted", {}).items()}
+    return Before(zero_shot=kept["zero_shot"], scores=kept["scores"], promoted=promoted)

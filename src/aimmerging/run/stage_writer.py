@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from aimmerging.config import RunConfig
 from aimmerging.data.tasks import Task
 from aimmerging.methods import Method
@@ -109,6 +111,7 @@ def write_stage(
     *,
     index: int,
     results: Results,
+    check: dict[str, Tensor],
     adapter: str = TRAINED,
 ) -> None:
     """Write all files of a stage but its memory and predictions: docs/files.md.
@@ -123,6 +126,7 @@ def write_stage(
         method: that learned it, whose state is carried to the next stage.
         index: tasks learned after this stage.
         results: of the evaluation, what is kept in memory, and warnings.
+        check: logits of the model as it is kept, see :mod:`aimmerging.run.kept_logits`.
         adapter: PEFT's name of the adapter that is kept.
     """
     with files.writing(folder / "adapter"):
@@ -146,7 +150,7 @@ def write_stage(
     write_signals(folder / "signals.jsonl", trained.events)
     records.write(folder / "stage.json", record)
     save_evaluation_sets(folder, sets)
-    kept_logits.save(folder, loaded.model, loaded.codec, sets)
+    kept_logits.save(folder, check)
     save_state(folder / "method", method.state())
 
 

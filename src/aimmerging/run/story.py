@@ -10,10 +10,12 @@ from pathlib import Path
 from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.run import general, learning, messages, preparation, recovery, schedule, scoring, sources, stage_writer
-from aimmerging.run.gating import judge_stage
+from aimmerging.run import gating, general, learning, messages, preparation, recovery, schedule, scoring, sources
+from aimmerging.run.kept_logits import largest_logits
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
+from aimmerging.run.stage_writer import Results, stage_title, write_stage
+from aimmerging.run.tracking import log_scores
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.store.tensor_tree import load_state
@@ -95,18 +97,20 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
             recovery.set_candidates_aside(out, setting.progress)
         ranks.wait_for_everyone()  # the other processes read the run directory, which is one from here on
         with setting.progress.kept_in(out / LOG if ranks.is_main_process else None):
-            if ranks.is_main_process:
-                general.score_before(Scorer(setting.config.evaluation, loaded, setting.progress), out, new_sets)
+            scorer = Scorer(setting.config.evaluation, loaded, setting.progress, ranks)
+            general.score_before(scorer, out, new_sets)
             ranks.wait_for_everyone()
             committed = RunDirectory.open(out)
             if ranks.is_main_process and committed.stages and new_sets:
                 recovery.write_derived_files(committed, added)
             for index, tasks in todo:
-                _learn_stage(setting, loaded, committed, index, tasks)
+                every = index == todo[-1][0] or setting.config.evaluation.matrix == "full"
+                _learn_stage(setting, loaded, committed, index, tasks, every=every)
                 ranks.wait_for_everyone()  # the stage is committed
                 committed = RunDirectory.open(out)
                 if ranks.is_main_process:
                     recovery.write_derived_files(committed, added)
+                    log_scores(setting.config, committed)
                 ranks.wait_for_everyone()
                 if promotion.candidate(committed):
                     break
@@ -114,19 +118,28 @@ def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource 
 
 
 def _learn_stage(
-    setting: Setting, loaded: LoadedModel, committed: RunDirectory, index: int, tasks: Sequence[Task]
+    setting: Setting,
+    loaded: LoadedModel,
+    committed: RunDirectory,
+    index: int,
+    tasks: Sequence[Task],
+    *,
+    every: bool,
 ) -> None:
-    """One stage: train → remember → evaluate → commit. It goes on from what lies on disk, so in a new process too."""
+    """One stage: train → remember → evaluate → commit. It goes on from what lies on disk, so in a new process too.
+
+    With `every` all tasks learned so far are scored, else those of the stage alone.
+    """
     config, ranks, progress, past = setting.task_config, setting.ranks, setting.progress, committed.stages
-    method, title = deepcopy(setting.method), stage_writer.stage_title(tasks)
+    method, title = deepcopy(setting.method), stage_title(tasks)
     carried = load_state(past[-1].path / "method") if past else None
     places = enumerate(tasks, index - len(tasks) + 1)
     sets = [EvaluationSet.of(task, config.evaluation.split, place) for place, task in places]
-    scorer = Scorer(config.evaluation, loaded, progress, active=ranks.is_main_process)
+    scorer = Scorer(config.evaluation, loaded, progress, ranks)
     working, changed = preparation.working_folder(setting, committed, index, tasks)
     with working.naming_resume_point(title):
         last = read_adapter(past[-1].path / "adapter") if past and not method.scored_alone else None
-        before = scoring.score_before(scorer, method, last, sets, working)
+        before = scoring.score_before(scorer, method, last, sets, working, gating.unanswered(config.gate, past))
         ranks.wait_for_everyone()  # what the main process kept is read by all from here on
         rows = [row for task in tasks for row in task.train]
         steps = learning.updates(config, len(rows))
@@ -137,24 +150,30 @@ def _learn_stage(
             trained = learning.train(
                 config, loaded, method, rows, memory, carried, index=index, working=working, step_done=tell
             )
-        if not ranks.is_main_process:
-            return
         warnings += messages.say_warnings(title, schedule.after_training(trained.events), progress)
-        with (
-            run_directory.commit_stage(setting.out, index, title) as folder,
-            adapter_active(loaded.model, trained.evaluated) as adapter,
-        ):
+        with adapter_active(loaded.model, trained.evaluated) as adapter:
             with trained.costs.measure("memory"):
-                kept = learning.remember(config, loaded, tasks[0], folder / "memory") if method.rehearses else None
+                kept = learning.remember(config, loaded, tasks[0], ranks) if method.rehearses else None
             with trained.costs.measure("evaluation"):
-                earlier = [] if method.scored_alone else EvaluationSet.saved(past)
-                scores = scorer.scores([*earlier, *sets], folder / "predictions")
-                ability = general.score_stage(scorer, committed, folder)
-            compared = general.compared(committed, past, folder)
-            gate = judge_stage(config.gate, past, [*earlier, *sets], folder / "predictions", compared)
-            began = (before["zero_shot"], before["scores"].get(title), ability)
-            found = stage_writer.Results(scores, *began, kept, warnings, changed, gate)
-            stage_writer.write_stage(
-                folder, config, trained, loaded, tasks, sets, method, index=index, results=found, adapter=adapter
-            )
+                scored = [*(EvaluationSet.saved(past) if every and not method.scored_alone else []), *sets]
+                predictions = scorer.predictions(scored)
+                ability = general.predictions(scorer, committed)
+            check = largest_logits(loaded.model, loaded.codec, sets, ranks)
+            if not ranks.is_main_process:
+                return
+            with run_directory.commit_stage(setting.out, index, title) as folder:
+                count = learning.write_memory(config, kept, folder / "memory") if kept else None
+                scoring.save_predictions(folder / "predictions", scored, predictions)
+                general.save_predictions(committed, folder, ability)
+                compared = general.compared(committed, past, folder)
+                gate = gating.judge_stage(
+                    config.gate, past, scored, folder / "predictions", compared, before["promoted"]
+                )
+                scores = scoring.points_of(predictions)
+                began = (before["zero_shot"], before["scores"].get(title), scoring.points_of(ability))
+                found = Results(scores, *began, count, warnings, changed, gate)
+                write_stage(
+                    folder, config, trained, loaded, tasks, sets, method,
+                    index=index, results=found, check=check, adapter=adapter,
+                )  # fmt: skip
     progress.say(messages.stage_line(config.method, title, scores, trained.costs.merges))

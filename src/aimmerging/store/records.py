@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
+from aimmerging.core import metrics
 from aimmerging.core.metrics import Summary
 from aimmerging.data.tasks import Row
 from aimmerging.errors import RunDirectoryError
@@ -264,6 +265,11 @@ class Scores(Record):
         if self.single_task is not None and len(self.single_task) != len(self.tasks):
             raise ValueError("single_task needs one score a task")
         return self
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why each measure that `summary` does not hold is not known."""
+        return metrics.missing(self.summary, self.matrix, self.single_task)
 
     @field_serializer("summary")
     def _summary_by_name(self, summary: Summary) -> dict[str, float | None]:

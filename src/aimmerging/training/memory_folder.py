@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from aimmerging.core import memory as rules
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.store import files, run_directory
 from aimmerging.store.tensor_tree import load_state, save_state, to_device
+from aimmerging.training import sharing
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.training.hf_hooks import collated_columns
 from aimmerging.training.method import Method
@@ -76,9 +78,17 @@ class Memory:
         """
         opened = cls(Path(folder), **settings)
         rules.select([], opened.policy, opened.ratio, opened.seed)  # says what is wrong before anything is trained
-        found = [_read(path.parent) for path in sorted(opened.folder.glob(f"*/{files.COMMITTED}"))]
-        opened.past = list({one.record["task"]: one for one in found}.values())
+        opened.read()
         return opened
+
+    def read(self) -> None:
+        """Take over what lies in the folder now.
+
+        Raises:
+            RunDirectoryError: a file in it is damaged or of a newer schema.
+        """
+        found = [_read(path.parent) for path in sorted(self.folder.glob(f"*/{files.COMMITTED}"))]
+        self.past = list({one.record["task"]: one for one in found}.values())
 
     def name_of(self, rows: Sequence[Feature]) -> str:
         """Name of the task with these training rows."""
@@ -88,32 +98,40 @@ class Memory:
         """Past tasks without the one of these rows, which a script that is run again does not rehearse."""
         return [one for one in self.past if one.record["task"] != self.name_of(rows)]
 
-    def add(
-        self, rows: Sequence[Feature], answers: "LogitsOf | None", method: tuple[str, dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Keep a few of a task's training rows; a task of the same name is replaced.
-
-        Args:
-            rows: all training rows, tokenised, with `input_ids` and `labels`.
-            answers: gives the answer logits of rows, for those that are kept.
-            method: name and state of the method.
-
-        Returns:
-            the rows that are kept.
+    def choose(self, rows: Sequence[Feature]) -> list[dict[str, Any]]:
+        """The few of a task's training rows that are to be kept, as JSON keeps them.
 
         Raises:
             ConfigError: a row has no labels.
+        """
+        return [plain(rows[place]) for place in rules.select(examples(rows), self.policy, self.ratio, self.seed)]
+
+    def add(
+        self,
+        rows: Sequence[Feature],
+        kept: Sequence[dict[str, Any]],
+        answers: Sequence[AnswerLogits],
+        method: tuple[str, dict[str, Any]],
+    ) -> None:
+        """Write what is kept of a task; a task of the same name is replaced.
+
+        Args:
+            rows: all training rows, tokenised.
+            kept: the chosen ones.
+            answers: their answer logits; empty where none are kept.
+            method: name and state of the method.
+
+        Raises:
             RunDirectoryError: the folder cannot be written.
         """
         name = self.name_of(rows)
-        kept = [plain(rows[place]) for place in rules.select(examples(rows), self.policy, self.ratio, self.seed)]
         before = [one.path for one in self.past if one.record["task"] == name]
         number = 1 + max((int(one.path.name.split("-")[0]) for one in self.past), default=0)
         final = self.folder / run_directory.stage_slug(number, name)
         with files.committing(final) as folder:
             files.write_jsonl(folder / "rows.jsonl", kept)
-            if answers is not None and self.stored_logits and kept:
-                save_logits(folder / "logits.safetensors", answers(kept, self.stored_logits))
+            if answers:
+                save_logits(folder / "logits.safetensors", answers)
             save_state(folder / "method", method[1])
             record = {"task": name, "sha256": _hash(rows), "train_rows": len(rows), "rows": len(kept)}
             record |= {"policy": self.policy, "ratio": self.ratio, "method": method[0]}
@@ -122,7 +140,6 @@ class Memory:
             for path in before:
                 shutil.rmtree(path)
         self.past = [one for one in self.past if one.record["task"] != name] + [_read(final)]
-        return kept
 
     def method_state(self, method: str, rows: Sequence[Feature]) -> dict[str, Any] | None:
         """What the method carries from the last other task; None where that was learned with another method."""
@@ -130,25 +147,24 @@ class Memory:
         return load_state(past[-1].path / "method") if past and past[-1].record["method"] == method else None
 
 
-class LogitsOf:
-    """Answer logits of rows by a trainer's model as it is now, in eval mode."""
+@torch.no_grad()
+def logits_of(session: Any, rows: Sequence[Feature], k: int) -> list[AnswerLogits]:
+    """The k largest answer logits of each row by a trainer's model as it is now, in eval mode; each row alone.
 
-    def __init__(self, session: Any) -> None:
-        self.session = session
+    The processes share the rows, so all of them call this.
+    """
+    model, was_training = session.model, session.model.training
 
-    @torch.no_grad()
-    def __call__(self, rows: Sequence[Feature], k: int) -> list[AnswerLogits]:
-        """One entry a row."""
-        session, found = self.session, []
-        model, was_training = session.model, session.model.training
-        model.eval()
-        for row in rows:
-            batch = session._prepared([row])
-            with session.trainer.compute_loss_context_manager():
-                logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-            found += answer_logits(logits, batch["labels"], k, shift=session.shift)
-        model.train(was_training)
-        return found
+    def of(places: list[int]) -> list[AnswerLogits]:
+        batch = session._prepared([rows[place] for place in places])
+        with session.trainer.compute_loss_context_manager():
+            logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return answer_logits(logits, batch["labels"], k, shift=session.shift)
+
+    model.eval()
+    found = sharing.over_rows(range(len(rows)), 1, of, PartialState())
+    model.train(was_training)
+    return found
 
 
 def recall(
@@ -172,11 +188,15 @@ def recall(
 
 
 def remember(memory: Memory, trainer: Any) -> None:
-    """Add the task that a trainer has learned; the main process writes, the others wait for it."""
+    """Add the task that a trainer has learned; the main process writes, and all know it afterwards."""
+    rows = training_rows(trainer)
+    kept = memory.choose(rows)
+    answers = logits_of(trainer.session, kept, memory.stored_logits) if memory.stored_logits else []
     if trainer.accelerator.is_main_process:
-        state = (type(trainer.method).__name__, trainer.method.state())
-        memory.add(training_rows(trainer), LogitsOf(trainer.session), state)
+        memory.add(rows, kept, answers, (type(trainer.method).__name__, trainer.method.state()))
     trainer.accelerator.wait_for_everyone()
+    if not trainer.accelerator.is_main_process:
+        memory.read()
 
 
 def training_rows(trainer: Any) -> list[dict[str, Any]]:

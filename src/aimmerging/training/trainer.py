@@ -18,7 +18,7 @@ import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.errors import ModelError
-from aimmerging.training import guard
+from aimmerging.training import guard, trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
@@ -64,6 +64,7 @@ class _MethodCallback(TrainerCallback):
             with session.costs.measure("memory"):
                 remember(self.trainer.memory_folder, self.trainer)
         self.count_task_time(session.costs)
+        trackers.log(self.trainer, trackers.entry("cost", session.costs.to_json()))
 
     def count_task_time(self, costs: RunningCosts, rehearsed: float = 0.0) -> None:
         """Bring the time account and the peak memory up to now.
@@ -131,7 +132,8 @@ class ContinualMixin(TrainerHooks):
         if not self.session.adapter:
             raise ModelError("no parameter is trainable; load the adapter with is_trainable=True")
         self._callback = _MethodCallback(self)
-        trainer.add_callback(self._callback)
+        # in front of the others: what ends the training here is logged before a tracker's callback closes its files
+        trainer.callback_handler.callbacks.insert(0, self._callback)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """As the trainer's, with the memory rows that the step learns beside its micro-batches."""
@@ -216,6 +218,11 @@ class ContinualMixin(TrainerHooks):
             scaled = counted or trainer.compute_loss_func is not None
         return 1 if scaled else trainer.current_gradient_accumulation_steps
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the trainer's; the entry of a step holds its continual signals too."""
+        signals = trackers.of_last_step(self.session.events) if "loss" in logs else {}
+        super().log(logs | signals, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
     def current_learning_rate(self) -> float:
         """The learning rate the optimizer holds now."""
         trainer: Any = self
@@ -232,7 +239,10 @@ class ContinualMixin(TrainerHooks):
         record = {"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate}
         session.record(record | rehearsal.record())
         self.unmoved = guard.check_moved(session, self.unmoved)
+        recorded = len(session.events)
         self.method.after_step(session)
+        for event in session.events[recorded:]:
+            trackers.log(self, trackers.entry(event["kind"], event))
         session.costs.count_positions(session.uncounted, session.sum_over_ranks)
         guard.check_weights(session)
         rows = 0 if rehearsal.apart else rehearsal.rows  # those apart have their time measured

@@ -1,0 +1,85 @@
+"""Forward work on rows, shared among the processes that train together: each has the whole model and takes its part.
+
+One process alone does all of it, in the same batches as without this module.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from aimmerging.training import stopping
+
+T = TypeVar("T")
+
+
+def over_rows(
+    order: Sequence[int],
+    size: int,
+    work: Callable[[list[int]], Sequence[T]],
+    ranks: PartialState | None,
+    advance: Callable[[int], None] | None = None,
+) -> list[T]:
+    """Work on every row, each process on its share; every process must call this, and gets all results.
+
+    Args:
+        order: row numbers 0 to n - 1, each once, in the order in which they are worked on.
+        size: rows that a process takes at once, at most.
+        work: takes row numbers and returns one result for each, which can be pickled.
+        ranks: the processes; None for this one alone.
+        advance: told how many rows all processes have finished since the last call, for a progress bar.
+
+    Returns:
+        [n] the results by row number.
+
+    Raises:
+        Stopped: a signal asked any of the processes for it, see :mod:`aimmerging.training.stopping`.
+    """
+    found: list[tuple[int, T]] = []
+    asked: int | None = None
+    for mine, together in turns(order, size, *_position(ranks)):
+        asked = stopping.asked()
+        if asked is not None:
+            break
+        if mine:
+            found += zip(mine, work(mine), strict=True)
+        if advance is not None:
+            advance(together)
+    # a process that stopped still comes here, because the others wait for it
+    signals = [signal for signal in _gathered([asked], ranks) if signal is not None]
+    if signals:
+        raise stopping.Stopped(signals[0])
+    everything = dict(_gathered(found, ranks))
+    return [everything[row] for row in range(len(order))]
+
+
+def turns(order: Sequence[int], size: int, rank: int, world: int) -> Iterator[tuple[list[int], int]]:
+    """Cut rows into turns of `world` times `size` and each turn into equal runs of neighbours, one for a process.
+
+    So rows of similar length stay together, no process has more than one row a turn more than another, and all have
+    as many turns.
+
+    Args:
+        order: row numbers.
+        size: rows that a process takes at once, at most.
+        rank: of this process.
+        world: number of processes.
+
+    Yields:
+        this process's rows of the turn, and how many rows the turn has in all.
+    """
+    for start in range(0, len(order), size * world):
+        turn = order[start : start + size * world]
+        first, end = (len(turn) * place // world for place in (rank, rank + 1))
+        yield list(turn[first:end]), len(turn)
+
+
+def _position(ranks: PartialState | None) -> tuple[int, int]:
+    """Rank and number of processes."""
+    return (0, 1) if ranks is None else (ranks.process_index, ranks.num_processes)
+
+
+def _gathered(values: list[Any], ranks: PartialState | None) -> list[Any]:
+    """The lists of all processes, one after another."""
+    return values if ranks is None or ranks.num_processes == 1 else gather_object(values)
