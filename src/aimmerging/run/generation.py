@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from aimmerging.data.tasks import Row
 from aimmerging.store.records import Prediction
 from aimmerging.training import stopping
 from aimmerging.training.encoding import Codec, padded
+from aimmerging.training.limits import ends_of
 
 
 @torch.no_grad()
@@ -42,6 +44,8 @@ def generate(
     was_training = model.training
     model.eval()
     with _greedy(model, codec) as tokenizer:
+        ends, stops = ends_of(model.generation_config)
+        codec = replace(codec, ends=ends, stops=stops)
         for start in range(0, len(order), batch_size):
             stopping.poll()
             places = order[start : start + batch_size]
@@ -50,7 +54,7 @@ def generate(
             output = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer
             )
-            fresh = output if codec.encoder_decoder else output[:, ids.shape[1] :]
+            fresh = output[:, 1 if codec.encoder_decoder else ids.shape[1] :]  # without what the answer begins after
             for place, text in zip(places, codec.texts(fresh), strict=True):
                 answers[place] = text
             if advance is not None:
@@ -70,8 +74,7 @@ def generation_config(base: GenerationConfig, codec: Codec) -> GenerationConfig:
         base: of the base model.
         codec: of the same model.
     """
-    named = base.eos_token_id if isinstance(base.eos_token_id, list) else [base.eos_token_id]
-    ends = {codec.tokenizer.eos_token_id, *(end for end in named if end is not None)}
+    ends, stops = ends_of(base)
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -79,8 +82,8 @@ def generation_config(base: GenerationConfig, codec: Codec) -> GenerationConfig:
         pad_token_id=codec.tokenizer.pad_token_id,
         bos_token_id=base.bos_token_id,
         decoder_start_token_id=base.decoder_start_token_id,
-        eos_token_id=sorted(ends),
-        stop_strings=base.stop_strings,
+        eos_token_id=sorted({*ends, codec.tokenizer.eos_token_id}),
+        stop_strings=list(stops) or None,
     )
 
 
