@@ -345,7 +345,9 @@ def test_edges_are_defined(tiny_t5, tmp_path, preset, case):
     """Each ends with finite scores, or with an error that says why there is no answer to it."""
     for name in TASKS:
         task_files(tmp_path, name, train=1 if case == "one row" else 8)
-    own = values(tiny_t5, preset=preset, controller={"interval": 4, "rehearsal_steps": 4, "cold_start": 1, "merge": True})
+    own = values(
+        tiny_t5, preset=preset, controller={"interval": 4, "rehearsal_steps": 4, "cold_start": 1, "merge": True}
+    )
     own["training"]["epochs"] = 12
     if case == "empty memory":
         own["memory"] = {"ratio": 0}
