@@ -169,12 +169,10 @@ class EvaluationConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     matrix: Literal["full", "diagonal+last"] = Field(
         default="full",
-        description="full: after each task all learned so far. diagonal+last: after each task that task alone, after the "
+        description="full: after each task all learned so far. diagonal+last: after each task it alone, after the "
         "last one all; enough for OP, BWT and FWT, in answers that grow with the tasks and not with their square",
     )
-    zero_shot: bool = Field(
-        default=True, description="also before any training and right before learning (GEM transfer)"
-    )
+    zero_shot: bool = Field(True, description="also before any training and right before learning (GEM transfer)")
     general: list[GeneralSource] = Field(default=[], description="sets that are scored and gated and never trained")
 
 
@@ -209,9 +207,7 @@ class RunConfig(Section):
     settings: dict[str, Any] = Field(default={}, description="of the method, see `aimmerging methods`")
     seed: int = Field(default=0, ge=0, lt=2**31)
     out: str | None = Field(default=None, description="run directory; the command line's --out wins")
-    single_task: str = Field(
-        default="none", description="train: learn each task alone too; none; or a finished run's folder"
-    )
+    single_task: str = Field("none", description="train: learn each task alone too; none; or a finished run's folder")
     benchmark: Literal["skills", "skills15", "skills50"] | None = Field(
         default=None, description="built-in tasks, learned before `tasks`: five, fifteen or fifty short ones"
     )
