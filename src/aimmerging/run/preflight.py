@@ -7,7 +7,7 @@ in the run directory. Measuring a large split costs once: the counts are kept by
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -42,12 +42,12 @@ def examine(tasks: Sequence[Task], codec: Codec, settings: Any, *, past: Sequenc
         settings: the model's configuration, as transformers has it.
         past: tasks that a run has learned, with their memory as training rows and what they are tested on.
     """
-    found = _of_model(codec, settings)
+    found, prints = _of_model(codec, settings), fingerprint(codec, None)
     for task in (*past, *tasks):
         for split in SPLITS:
             rows: Sequence[Row] = getattr(task, split)
             if rows:
-                measured = _measured(rows, task.metric, codec, settings)
+                measured = _measured(rows, task.metric, codec, settings, prints)
                 found += _in_words(measured, task, split, rows, codec, settings)
     for task in tasks:
         found += [Finding(kind="reading", task=task.name, text=note) for note in task.notes]
@@ -137,12 +137,12 @@ def _of_model(codec: Codec, settings: Any) -> list[Finding]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _measured(rows: Sequence[Row], metric: str, codec: Codec, settings: Any) -> Measured:
+def _measured(rows: Sequence[Row], metric: str, codec: Codec, settings: Any, prints: Mapping[str, str]) -> Measured:
     """:func:`measure`, of a large split once only. The cache holds counts and row numbers, no text of a row."""
     if len(rows) < _CACHED_FROM:
         return measure(rows, metric, codec, settings)
     limits = (codec.max_input_tokens, codec.max_output_tokens, codec.encoder_decoder, embedding_rows(settings))
-    key = json.dumps([_VERSION, version("aimmerging"), hash_rows(rows), metric, fingerprint(codec, None), limits])
+    key = json.dumps([_VERSION, version("aimmerging"), hash_rows(rows), metric, prints, limits])
     folder = Path(os.environ.get("AIMMERGING_CACHE") or Path.home() / ".cache" / "aimmerging") / "measured"
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:

@@ -98,17 +98,25 @@ def _measure_answers(
     rows: Sequence[Row], start: int, metric: str, codec: Codec, size: int | None, found: Measured
 ) -> None:
     """Whether the metric takes an answer, once encoded and decoded again, for the answer that the row has."""
-    whole = codec.answer_ids(rows)
-    for index, (row, ids, text) in enumerate(zip(rows, whole, codec.texts(whole), strict=True), start):
+    places: dict[tuple[str, str], list[int]] = {}  # labels are few: each is encoded once
+    for index, row in enumerate(rows, start):
+        places.setdefault((row.output, codec.answer_text(row)), []).append(index)
+    distinct = [rows[alike[0] - start] for alike in places.values()]
+    whole = codec.answer_ids(distinct)
+    said: list[tuple[int, str]] = []
+    for row, alike, ids, text in zip(distinct, places.values(), whole, codec.texts(whole), strict=True):
+        kinds, best = [], _best(text, row, metric)
         if size is not None and ids and max(ids) >= size:
-            found.add("ids", index)
-        best = _best(text, row, metric)
+            kinds.append("ids")
         if best < 1.0:
-            found.add("unwritable", index)
+            kinds.append("unwritable")
         if len(ids) > codec.max_output_tokens:
-            found.add("cut_output", index)
+            kinds.append("cut_output")
             best = _best(codec.texts([codec.cut_answer(ids)])[0], row, metric)
-        found.reachable += best
+        found.reachable += best * len(alike)
+        said += [(index, kind) for index in alike for kind in kinds]
+    for index, kind in sorted(said):
+        found.add(kind, index)
 
 
 def _best(text: str, row: Row, metric: str) -> float:
@@ -126,14 +134,14 @@ def special_tokens(codec: Codec) -> re.Pattern[str]:
 
 def template_kinds(row: Row, text: str) -> list[str]:
     """What a chat template did to a row: `left_out`, `assistant_left_out`, `repeated` or `folded`."""
-    kinds: list[str] = []
-    if left_out(row, text):
-        kinds.append("left_out")
+    if not row.tools and all(_as_it_is(turn, text) for turn in _turns(row)):
+        return []  # most rows, without the cost of what follows
     squeezed = _squeezed(text)
+    kinds = ["left_out"] if _left_out(row, squeezed) else []
     if any(turn["role"] == "assistant" and not _occurs(turn["content"], squeezed) for turn in row.messages):
         kinds.append("assistant_left_out")
     systems = [turn["content"] for turn in row.messages if turn["role"] in _SYSTEM and turn["content"].strip()]
-    if any(_times(content, squeezed) > _times_said(content, row) for content in systems):
+    if any((times := _times(content, squeezed)) > 1 and times > _times_said(content, row) for content in systems):
         kinds.append("repeated")
     if systems and "left_out" not in kinds and _folds(row, squeezed):
         kinds.append("folded")
@@ -145,9 +153,12 @@ _SYSTEM = ("system", "developer")
 
 def left_out(row: Row, text: str) -> list[str]:
     """Names what of a row its prompt does not hold: messages other than the assistant's, tools and tool calls."""
-    squeezed, missing = _squeezed(text), []
-    turns = row.messages or (Message(role="user", content=row.input),)
-    for turn in turns:
+    return _left_out(row, _squeezed(text))
+
+
+def _left_out(row: Row, squeezed: str) -> list[str]:
+    missing: list[str] = []
+    for turn in _turns(row):
         if turn["role"] != "assistant" and not _occurs(turn["content"], squeezed):
             missing.append(f"the message of role {turn['role']!r}")
         for call in turn.get("tool_calls", ()):
@@ -159,6 +170,15 @@ def left_out(row: Row, text: str) -> list[str]:
         if not _occurs(str(name or json.dumps(tool)), squeezed):
             missing.append(f"the tool {name!r}")
     return list(dict.fromkeys(missing))
+
+
+def _turns(row: Row) -> tuple[Message, ...]:
+    return row.messages or (Message(role="user", content=row.input),)
+
+
+def _as_it_is(turn: Message, text: str) -> bool:
+    """Whether a prompt holds a turn, which is no system message, letter by letter."""
+    return turn["role"] not in _SYSTEM and "tool_calls" not in turn and turn["content"] in text
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -185,7 +205,7 @@ def _forms(content: str) -> set[str]:
 
 
 def _occurs(content: str, squeezed: str) -> bool:
-    return not content.strip() or any(form in squeezed for form in _forms(content))
+    return _squeezed(content) in squeezed or any(form in squeezed for form in _forms(content))
 
 
 def _times(content: str, squeezed: str) -> int:

@@ -26,7 +26,8 @@ def spellings(rows: Sequence[Row]) -> list[Counter[str]]:
 
 def folded(text: str) -> str:
     """A text without what a reader hardly sees: case, white space at the ends and doubled, Unicode form."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    known = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(known.split())
 
 
 def spelling_text(groups: Sequence[Counter[str]]) -> str:
@@ -51,8 +52,8 @@ def seen_again(tasks: Sequence[Task]) -> Iterator[tuple[Task, Task, list[tuple[R
     """
     trained: dict[str, list[tuple[Task, Row]]] = {}
     for task in tasks:
-        for row in {_question(row): row for row in reversed(task.train)}.values():
-            trained.setdefault(_question(row), []).append((task, row))
+        for question, row in {_question(row): row for row in reversed(task.train)}.items():
+            trained.setdefault(question, []).append((task, row))
     for task in tasks:
         pairs: dict[str, tuple[Task, list[tuple[Row, Row]]]] = {}
         for row in task.test:

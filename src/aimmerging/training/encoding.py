@@ -181,9 +181,9 @@ class Codec:
         target: `<s>` first for BART, the language first for mBART-50 and after the end for mBART.
         """
         if not self.encoder_decoder:
-            bare = self._tokenized([self._continued(row) for row in rows], specials=False)
+            bare = self._tokenized([self.answer_text(row) for row in rows], specials=False)
             return [[*ids, self.tokenizer.eos_token_id] for ids in bare]
-        written = self._tokenized([row.output for row in rows], specials=True, target=True)
+        written = self._tokenized([self.answer_text(row) for row in rows], specials=True, target=True)
         return [ids if self._end(ids) < len(ids) else [*ids, self.tokenizer.eos_token_id] for ids in written]
 
     def cut_answer(self, ids: list[int]) -> list[int]:
@@ -198,9 +198,9 @@ class Codec:
         last = ids[-2:] if self.encoder_decoder else ids[-1:]
         return len(ids) - 1 - list(reversed(last)).index(end) if end in last else len(ids)
 
-    def _continued(self, row: Row) -> str:
-        """The answer's text as it stands behind a decoder's prompt, which does not end with a space."""
-        apart = row.input[-1:].isspace() or row.output[:1].isspace()
+    def answer_text(self, row: Row) -> str:
+        """The answer as it is encoded: after a space where it stands behind a decoder's prompt that does not end so."""
+        apart = self.encoder_decoder or row.input[-1:].isspace() or row.output[:1].isspace()
         return row.output if self.templated or apart else " " + row.output
 
     def texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
