@@ -123,11 +123,14 @@ _UNSURE = 4
 def token_f1(prediction: str, reference: str) -> float:
     """F1 of the bags of words, lower-cased, without punctuation and English articles (the SQuAD measure).
 
-    Scripts that put no spaces between words count by character; texts are NFC-normalised first.
+    Scripts that put no spaces between words count by character; texts are NFC-normalised first. Where a text has no
+    other words than articles (`A` as a label), they count; where it has none (`+`), :func:`exact_match` decides.
     """
     predicted, wanted = _words(prediction), _words(reference)
     if not predicted or not wanted:
-        return float(predicted == wanted)
+        predicted, wanted = _words(prediction, articles=True), _words(reference, articles=True)
+    if not predicted or not wanted:
+        return exact_match(prediction, reference)
     shared = (Counter(predicted) & Counter(wanted)).total()
     if not shared:
         return 0.0
@@ -169,14 +172,14 @@ def _word_pattern() -> Any:
     return regex.compile(rf"(?![\p{{P}}\p{{S}}\p{{Z}}]){_UNSPACED}\p{{M}}*|(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])+")
 
 
-def _words(text: str) -> list[str]:
+def _words(text: str, *, articles: bool = False) -> list[str]:
     bare = "".join(
         sign
         for sign in _normal(text).lower()
         if sign not in string.punctuation and unicodedata.category(sign)[0] != "P"
     )
     spaced = _unspaced_pattern().sub(r" \g<0> ", bare)
-    return re.sub(r"\b(a|an|the)\b", " ", spaced).split()
+    return (spaced if articles else re.sub(r"\b(a|an|the)\b", " ", spaced)).split()
 
 
 @functools.cache
