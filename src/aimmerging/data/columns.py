@@ -33,6 +33,7 @@ _BEFORE_LIKE = ("instruction", "context", "passage", "system")
 _PART_OF_A_PROMPT = frozenset(
     {"instruction", "system", "system_prompt", "context", "history", "question", "query", "passage", "document",
      "documents", "tools", "functions", "choices", "options", "premise", "hypothesis", "chat_template_kwargs",
+     "sentence1", "sentence2", "question1", "question2", "text1", "text2",
      "image", "images", "audio", "video", "videos", "input", "prompt", "messages", "conversations"}
 )  # fmt: skip
 """Columns that a row's prompt usually needs: left unread, the same text would have several answers."""
@@ -155,11 +156,15 @@ def _detected_form(
 
 def _naming_cure(found: Mapping[str, Any], require_output: bool) -> str:
     """Propose the `columns` mapping that would read a table; columns that nobody can guess stay open."""
-    source = next((name for name in _PROMPT_LIKE if name in found), None)
-    target = next((name for name in _ANSWER_LIKE if name in found and name != source), None)
-    before = next((name for name in _BEFORE_LIKE if name in found and name not in (source, target)), None)
+    plain = [name for name, value in found.items() if not isinstance(value, (dict, list))]
+    source = next((name for name in _PROMPT_LIKE if name in plain), None)
+    target = next((name for name in _ANSWER_LIKE if name in plain and name != source), None)
+    before = next((name for name in _BEFORE_LIKE if name in plain and name not in (source, target)), None)
     if source is not None and (target is not None or not require_output):
-        return f"name yours with columns: {_mapping_of(Form(None, source, target, instruction=before))}"
+        form = Form(None, source, target, instruction=before)
+        left = [repr(name) for name in form.unread(found) if name in _PART_OF_A_PROMPT]
+        join = f", after joining {', '.join(left)} with {source!r}, which would not be read otherwise" if left else ""
+        return f"name yours with columns: {_mapping_of(form)}{join}"
     if source == "text" and require_output:
         return (
             "a text in one piece does not say where the answer begins: put prompt and answer into columns of their "
@@ -167,7 +172,9 @@ def _naming_cure(found: Mapping[str, Any], require_output: bool) -> str:
         )
     guesses = {"input": source, "output": target} if require_output else {"input": source}
     entries = (f"{ours}: {name or f'<your column>{did_you_mean(ours, found)}'}" for ours, name in guesses.items())
-    return f"name yours with columns: {{{', '.join(entries)}}}"
+    nested = [repr(name) for name in found if name not in plain]
+    need = f"; a column holds one text or number, unlike {', '.join(nested)}: take the text out of it" if nested else ""
+    return f"name yours with columns: {{{', '.join(entries)}}}{need}"
 
 
 def _mapping_of(form: Form) -> str:
@@ -228,7 +235,9 @@ def _pair_row(
     has_output = require_output or record.get(target) is not None
     chat = [isinstance(record.get(name), list) for name in (source, target)]
     if has_output and any(chat) and not all(chat) and source in record and target in record:
-        report("wrong type", f"{source!r} and {target!r} must both be strings or both be lists of messages")
+        several = isinstance(record.get(target), list) and isinstance(record.get(source), str)
+        cure = "; a row has one answer: keep one, or give each a row of its own" if several else ""
+        report("wrong type", f"{source!r} and {target!r} must both be strings or both be lists of messages{cure}")
         return None
     if chat[0] and form.instruction is not None:
         report("wrong type", f"{source!r} is a list of messages, before which {form.instruction!r} cannot be put")
