@@ -11,7 +11,7 @@ from tiny_models import save_llama, save_t5
 
 from aimmerging.config import resolve
 from aimmerging.data.tasks import Row, Task
-from aimmerging.run import preflight
+from aimmerging.run import preflight, stream_checks
 from aimmerging.training.limits import codec_of
 from aimmerging.training.models import load_tokenizer
 
@@ -343,7 +343,7 @@ def test_training_rows_that_are_tested_on_again_are_told():
     second = task("second", ["four", "five"], ["six"])
     pairs = [
         (a.name, b.name, [(row.input, twin.input) for row, twin in found])
-        for a, b, found in preflight.stream_checks.seen_again([first, second])
+        for a, b, found in stream_checks.seen_again([first, second], stream_checks.asked([first, second]))
     ]
     assert sorted(pairs) == [("first", "first", [("ONE ", "one")]), ("first", "second", [("Four", "four")])]
 

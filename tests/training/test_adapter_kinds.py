@@ -76,6 +76,25 @@ def test_a_setting_that_peft_adds_later_is_refused_until_it_is_known(tiny_llama)
         check_plain_lora(model, "aim")
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_an_adapter_that_trains_biases_is_refused_before_training(tiny_llama, tmp_path, with_adapter, bias):
+    adapter = tmp_path / "biased"
+    attached(tiny_llama, bias=bias).save_pretrained(adapter)
+    assert f"trains biases of the base (bias={bias!r})" in refused(
+        "run", with_adapter(adapter), "--out", tmp_path / "r"
+    )
+
+
+def test_an_adapter_that_cannot_be_folded_in_is_named_by_export(tiny_llama, tmp_path, with_adapter):
+    adapter = tmp_path / "start"
+    attached(tiny_llama, lora_bias=True).save_pretrained(adapter)
+    command("run", with_adapter(adapter), "--out", tmp_path / "run")
+    message = refused("export", tmp_path / "run", "--merged", "--to", tmp_path / "whole")
+    assert "cannot be folded into its base" in message
+    assert not (tmp_path / "whole").exists()
+    command("export", tmp_path / "run", "--to", tmp_path / "whole")  # the cure that the message names
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -115,10 +115,8 @@ def _written(learned: Learned, folder: Path, *, merged: bool, dtype: str, progre
     """
     rows = [row for one in learned.evaluation_sets() for row in one.rows[:8]]
     wanted = _answer_logits(learned.loaded.model, learned, rows)
-    whole = _merged(learned, dtype, progress) if merged else None
-    if whole is not None:
-        whole.save_pretrained(folder, safe_serialization=True)
-    else:
+    whole = _save_merged(learned, dtype, progress, folder) if merged else None
+    if whole is None:
         shutil.copytree(learned.stage.path / "adapter", folder, dirs_exist_ok=True)
     learned.loaded.codec.tokenizer.save_pretrained(folder)
     found = _reload(folder, learned, merged=merged, dtype=dtype, progress=progress)
@@ -169,6 +167,24 @@ def _merged(learned: Learned, dtype: str, progress: Progress) -> Any:
     for parameter in whole.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     whole.config.dtype = getattr(torch, dtype)
+    return whole
+
+
+def _save_merged(learned: Learned, dtype: str, progress: Progress, folder: Path) -> Any:
+    """:func:`_merged`, written to a folder.
+
+    Raises:
+        ModelError: PEFT cannot fold this kind of adapter into the base, or transformers cannot save what came of it.
+    """
+    try:
+        whole = _merged(learned, dtype, progress)
+        whole.save_pretrained(folder, safe_serialization=True)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(
+            f"the adapter cannot be folded into its base: {said:.300}; nothing was kept. Export the adapter without "
+            "--merged"
+        ) from None
     return whole
 
 

@@ -35,9 +35,16 @@ class Learned(NamedTuple):
     run: RunDirectory
 
     def evaluation_sets(self) -> list[EvaluationSet]:
-        """Of the tasks that were learned up to the stage; one that was set aside has its own in its folder."""
-        earlier = [one for one in self.run.stages if one.record.index < self.stage.record.index]
-        return EvaluationSet.saved([*earlier, self.stage])
+        """Of the tasks that were learned up to the stage, but for those whose rows were dropped on request."""
+        return EvaluationSet.saved(self._stages())
+
+    def tasks(self) -> list[str]:
+        """Names of the tasks that were learned up to the stage."""
+        return [name for stage in self._stages() for name in stage.tasks]
+
+    def _stages(self) -> list[Stage]:
+        """The stages up to this one; one that was set aside comes after those before it."""
+        return [*(one for one in self.run.stages if one.record.index < self.stage.record.index), self.stage]
 
     def general_sets(self) -> list[EvaluationSet]:
         """The sets that are never trained."""
@@ -126,9 +133,12 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     """
     config, loaded, stage, _ = learned = load_learned(run, progress, name)
     sets, ability = learned.evaluation_sets(), learned.general_sets()
+    missing = [name for name in learned.tasks() if name not in {one.name for one in sets}]
     if other is not None:
         sets, ability = [EvaluationSet.of(other, "test")], []
         preflight.check([replace(other, train=(), validation=())], loaded.codec, loaded.settings, progress)
+    elif missing:
+        progress.say(f"note: no score for {', '.join(missing)}: their test rows were dropped on request")
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(one.rows) for one in (*sets, *ability))) as advance:
         for one in (*sets, *ability):
@@ -154,8 +164,13 @@ def check_text(text: str) -> None:
 
 
 def answer(run: Path, rows: Sequence[Row], progress: Progress, name: str | None = None) -> Iterator[dict[str, Any]]:
-    """Answer each row with the adapter of a stage: {"id", "input", "prediction"}, a batch as soon as it is done."""
+    """Answer each row with the adapter of a stage: {"id", "input", "prediction"}, a batch as soon as it is done.
+
+    Raises:
+        DataError: rows cannot be encoded.
+    """
     config, loaded, *_ = load_learned(run, progress, name)
+    preflight.check_prompts(rows, loaded.codec, loaded.settings, progress)
     size = config.evaluation.batch_size
     with progress.bar("answering", len(rows)) as advance:
         for start in range(0, len(rows), size):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from aimmerging.data.tasks import Row
 from aimmerging.store.records import Prediction
 from aimmerging.training import sharing
 from aimmerging.training.encoding import Codec, padded
+from aimmerging.training.limits import ends_of
 
 MARGIN = 4
 """Tokens that an answer may be longer than the longest reference of its task before its generation stops."""
@@ -74,6 +76,8 @@ def answers(
     model.eval()
     with _greedy(model, codec, limit) as (settings, tokenizer):
         ends = {pad, *settings.eos_token_id}
+        stops = tuple(settings.stop_strings or ())
+        ended = replace(codec, ends=frozenset(settings.eos_token_id), stops=stops)  # what ends an answer is none of it
 
         def answer(places: list[int]) -> list[Answer]:
             batch = [prompts[place] for place in places]
@@ -83,7 +87,7 @@ def answers(
             )
             fresh = output[:, 1 if codec.encoder_decoder else ids.shape[1] :].tolist()  # a decoder's start is no answer
             cut = [len(row) >= settings.max_new_tokens and row[-1] not in ends for row in fresh]
-            return [Answer(*pair) for pair in zip(codec.texts(fresh), cut, strict=True)]
+            return [Answer(*pair) for pair in zip(ended.texts(fresh), cut, strict=True)]
 
         found = sharing.over_rows(order, batch_size, answer, ranks, advance)
     model.train(was_training)
@@ -102,8 +106,7 @@ def generation_config(base: GenerationConfig, codec: Codec, limit: int | None = 
         codec: of the same model.
         limit: tokens of an answer; None for the codec's.
     """
-    named = base.eos_token_id if isinstance(base.eos_token_id, list) else [base.eos_token_id]
-    ends = {codec.tokenizer.eos_token_id, *(end for end in named if end is not None)}
+    ends, stops = ends_of(base)
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -111,8 +114,8 @@ def generation_config(base: GenerationConfig, codec: Codec, limit: int | None = 
         pad_token_id=codec.tokenizer.pad_token_id,
         bos_token_id=base.bos_token_id,
         decoder_start_token_id=base.decoder_start_token_id,
-        eos_token_id=sorted(ends),
-        stop_strings=base.stop_strings,
+        eos_token_id=sorted({*ends, codec.tokenizer.eos_token_id}),
+        stop_strings=list(stops) or None,
     )
 
 

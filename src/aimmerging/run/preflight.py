@@ -7,8 +7,9 @@ in the run directory. Measuring a large split costs once: the counts are kept by
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from typing import Any
 from aimmerging.data.tasks import Row, Task, hash_rows
 from aimmerging.data.wording import shown
 from aimmerging.errors import DataError, ModelError
-from aimmerging.run import stream_checks
-from aimmerging.run.row_checks import Measured, left_out, measure
+from aimmerging.run import label_checks, stream_checks
+from aimmerging.run.row_checks import EXAMPLES, Measured, left_out, measure
 from aimmerging.store import records
 from aimmerging.store.records import Finding, Findings
 from aimmerging.store.run_directory import FINDINGS, RunDirectory, Stage
@@ -29,8 +30,10 @@ from aimmerging.training.progress import Progress
 SPLITS = ("train", "validation", "test")
 _CACHED_FROM = 1000
 """Rows of a split from which its measurement is kept."""
-_VERSION = 2
+_VERSION = 3
 """Of what is measured; another one makes the cache void."""
+_DRAWS = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+"""What gives a template of Jinja random text."""
 
 
 def examine(tasks: Sequence[Task], codec: Codec, settings: Any, *, past: Sequence[Task] = ()) -> list[Finding]:
@@ -51,11 +54,8 @@ def examine(tasks: Sequence[Task], codec: Codec, settings: Any, *, past: Sequenc
                 found += _in_words(measured, task, split, rows, codec, settings)
     for task in tasks:
         found += [Finding(kind="reading", task=task.name, text=note) for note in task.notes]
-        if groups := stream_checks.spellings(task.train):
-            text = stream_checks.spelling_text(groups)
-            count = sum(group.total() for group in groups)
-            found.append(Finding(kind="spelling", task=task.name, split="train", rows=count, text=text))
-    return found + _seen_again(tasks, past)
+        found += label_checks.examine(task)
+    return found + _overlaps(tasks, past)
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -82,6 +82,22 @@ def check(
     for finding in findings:
         progress.say(f"note: {finding}")
     return findings
+
+
+def check_prompts(rows: Sequence[Row], codec: Codec, settings: Any, progress: Progress) -> None:
+    """As :func:`check`, of rows that are to be answered and have no answer yet.
+
+    Raises:
+        DataError: listing every row that cannot be encoded.
+    """
+    asked = [replace(row, output="") for row in rows]
+    found = _of_model(codec, settings)
+    if asked:
+        task = Task("", (), (), tuple(asked), "exact_match", "")
+        found += _in_words(measure(asked, task.metric, codec, settings), task, "", asked, codec, settings)
+    refuse(found)
+    for finding in found:
+        progress.say(f"note: {finding}")
 
 
 def past_tasks(stages: Sequence[Stage]) -> list[Task]:
@@ -125,6 +141,12 @@ def _of_model(codec: Codec, settings: Any) -> list[Finding]:
             "(without a pad token the end-of-sequence token pads), or save the model after resize_token_embeddings"
         )
         found.append(Finding(kind="ids", text=text, refuses=True))
+    if codec.templated and (drawn := _DRAWS.search(str(codec.tokenizer.chat_template))):
+        text = (
+            f"the chat template draws at random ({drawn[0].strip()!r}), so the same row gives other prompts; "
+            "give the base a template without it"
+        )
+        found.append(Finding(kind="random", text=text, refuses=True))
     if codec.templated and "strftime_now" in str(codec.tokenizer.chat_template):
         text = (
             f"the chat template writes the date of the day; every prompt gets {TEMPLATE_DATE:%d %B %Y} instead, "
@@ -142,7 +164,8 @@ def _measured(rows: Sequence[Row], metric: str, codec: Codec, settings: Any, pri
     if len(rows) < _CACHED_FROM:
         return measure(rows, metric, codec, settings)
     limits = (codec.max_input_tokens, codec.max_output_tokens, codec.encoder_decoder, embedding_rows(settings))
-    key = json.dumps([_VERSION, version("aimmerging"), hash_rows(rows), metric, prints, limits])
+    ends = (sorted(codec.ends), codec.stops)
+    key = json.dumps([_VERSION, version("aimmerging"), hash_rows(rows), metric, prints, limits, ends])
     folder = Path(os.environ.get("AIMMERGING_CACHE") or Path.home() / ".cache" / "aimmerging") / "measured"
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
@@ -173,7 +196,7 @@ def _in_words(
         cases = [_case(rows[index], say(rows[index])) for index in measured.places[kind]]
         more = f"; and {count - len(cases)} more" if count > len(cases) else ""
         text = f"{count} of {measured.rows} rows {sentence}: {'; '.join(cases)}{more}"
-        best = 100 * measured.reachable / measured.rows if kind in ("unwritable", "cut_output") else None
+        best = 100 * measured.reachable / measured.rows if kind in ("unwritable", "ended", "cut_output") else None
         found.append(
             Finding(kind=kind, task=task.name, split=split, rows=count, text=text, refuses=refuses, reachable=best)
         )
@@ -254,6 +277,14 @@ def _unwritable(codec: Codec, _settings: Any, measured: Measured, task: Task) ->
     return False, sentence, say
 
 
+def _ended(codec: Codec, _settings: Any, measured: Measured, task: Task) -> tuple[bool, str, Say]:
+    sentence = (
+        "have answers that hold a token or text at which the base ends every answer (eos_token_id and stop_strings of "
+        f"its generation_config.json): {_best(measured, task)}; write the answers without it, or take it out there"
+    )
+    return False, sentence, lambda row: f"{shown(row.output)} ends as {shown(codec.texts(codec.answer_ids([row]))[0])}"
+
+
 def _best(measured: Measured, task: Task) -> str:
     best = 100 * measured.reachable / measured.rows
     return f"the highest {task.metric} that can be reached is {best:.1f} points"
@@ -277,8 +308,14 @@ _WORDS: dict[str, _Words] = {
     "cut_input": _cut_input,
     "cut_output": _cut_output,
     "unwritable": _unwritable,
+    "ended": _ended,
     "special_answer": _plainly("have answers with the text of a special token, which is taken for the token", "output"),
     "special_prompt": _plainly("have inputs with the text of a special token, which is taken for the token", "input"),
+    "thinking": _plainly(
+        "get a prompt that ends with an open <think>, so the answer is learned as a thought; give the base a template "
+        "that closes it where enable_thinking is false",
+        "",
+    ),
     "repeated": _plainly("have a system message that the chat template writes more than once", ""),
     "folded": _plainly("have a system message that the chat template writes into the user's", ""),
     "assistant_left_out": _plainly("have earlier assistant messages that the chat template leaves out or changes", ""),
@@ -288,16 +325,24 @@ _WORDS: dict[str, _Words] = {
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def _seen_again(tasks: Sequence[Task], past: Sequence[Task]) -> list[Finding]:
+def _overlaps(tasks: Sequence[Task], past: Sequence[Task]) -> list[Finding]:
+    """Rows of the new tasks that are tested on, or learned, a second time."""
     found: list[Finding] = []
-    new = {task.name for task in tasks}
-    for tested, trained, pairs in stream_checks.seen_again([*past, *tasks]):
-        if tested.name in new or trained.name in new:
-            cases = "; ".join(f"{row.place} is also {twin.place}" for row, twin in pairs[:3])
-            more = f"; and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+    new, trained = {task.name for task in tasks}, stream_checks.asked([*past, *tasks])
+    for tested, other, pairs in stream_checks.seen_again([*past, *tasks], trained):
+        if tested.name in new or other.name in new:
             text = (
-                f"{len(pairs)} of {len(tested.test)} rows stand again in the training rows of task {trained.name!r}, "
-                f"so their score says little: {cases}{more}"
+                f"{len(pairs)} of {len(tested.test)} rows stand again in the training rows of task {other.name!r}, "
+                f"so their score says little: {_cases(pairs)}"
             )
             found.append(Finding(kind="seen_again", task=tested.name, split="test", rows=len(pairs), text=text))
+    for task, other, pairs in stream_checks.learned_again(trained):
+        if task.name in new:
+            text = f"{len(pairs)} different rows are training rows of task {other.name!r} too: {_cases(pairs)}"
+            found.append(Finding(kind="learned_again", task=task.name, split="train", rows=len(pairs), text=text))
     return found
+
+
+def _cases(pairs: Sequence[tuple[Row, Row]]) -> str:
+    more = f"; and {len(pairs) - EXAMPLES} more" if len(pairs) > EXAMPLES else ""
+    return "; ".join(f"{row.place} is also {twin.place}" for row, twin in pairs[:EXAMPLES]) + more

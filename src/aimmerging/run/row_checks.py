@@ -6,7 +6,7 @@ Pure: nothing is read or written. :mod:`aimmerging.run.preflight` says what was 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimmerging.core import metrics
@@ -18,6 +18,8 @@ from aimmerging.training.limits import embedding_rows
 EXAMPLES = 3
 """Places kept of each kind; the rest are counted."""
 _BATCH = 1000
+_OPEN_THOUGHT = "<think>"
+"""How templates of reasoning models begin a chain of thought."""
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ def _measure_prompts(rows: Sequence[Row], start: int, codec: Codec, size: int | 
         if codec.templated:
             for kind in template_kinds(row, text):
                 found.add(kind, index)
+            if text.rstrip().endswith(_OPEN_THOUGHT):
+                found.add("thinking", index)
     unknown = codec.tokenizer.unk_token_id
     unknown = None if unknown == codec.tokenizer.eos_token_id else unknown  # GPT-2 names one token for both
     encoded = codec.prompt_ids([text for _, text in written])
@@ -103,13 +107,14 @@ def _measure_answers(
         places.setdefault((row.output, codec.answer_text(row)), []).append(index)
     distinct = [rows[alike[0] - start] for alike in places.values()]
     whole = codec.answer_ids(distinct)
+    written = replace(codec, ends=frozenset(), stops=()).texts(whole)
     said: list[tuple[int, str]] = []
-    for row, alike, ids, text in zip(distinct, places.values(), whole, codec.texts(whole), strict=True):
+    for row, alike, ids, text, uncut in zip(distinct, places.values(), whole, codec.texts(whole), written, strict=True):
         kinds, best = [], _best(text, row, metric)
         if size is not None and ids and max(ids) >= size:
             kinds.append("ids")
         if best < 1.0:
-            kinds.append("unwritable")
+            kinds.append("unwritable" if text == uncut else "ended")
         if len(ids) > codec.max_output_tokens:
             kinds.append("cut_output")
             best = _best(codec.texts([codec.cut_answer(ids)])[0], row, metric)

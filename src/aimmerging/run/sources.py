@@ -14,7 +14,7 @@ from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError
 from aimmerging.training.encoding import Codec
 from aimmerging.training.limits import codec_of
-from aimmerging.training.models import BUILT_IN, load_tokenizer
+from aimmerging.training.models import BUILT_IN, load_generation, load_tokenizer
 from aimmerging.training.progress import Progress
 
 BENCHMARKS = {"skills": skills.task_stream, "skills15": many_skills.skills15, "skills50": many_skills.skills50}
@@ -87,5 +87,6 @@ def codec(config: RunConfig, progress: Progress) -> tuple[Codec, Any]:
         ModelError: tokenizer or configuration are missing or damaged.
         ConfigError: the model has no room for answers of the configured length.
     """
-    settings, tokenizer = load_tokenizer(config.model, base_folder(config.model, progress))
-    return codec_of(config, settings, tokenizer), settings
+    folder = base_folder(config.model, progress)
+    settings, tokenizer = load_tokenizer(config.model, folder)
+    return codec_of(config, settings, tokenizer, load_generation(config.model, folder, settings)), settings

@@ -25,11 +25,11 @@ TEMPLATE_DATE = datetime(2025, 1, 1)
 _BATCH = 1000
 
 
-_DIRECTIVES = [f"%{letter}" for letter in "YmdBbAaHMSpyjIZz"]
+_DIRECTIVES = [f"%{letter}" for letter in "YmdBbAaHMSpyjIZzeFTDRcxXhuwUVGCklrnt"]
+_UNPADDED = {f"%-{letter}": str(int(TEMPLATE_DATE.strftime(f"%{letter}"))) for letter in "dmyHIMSj"}
 _FIXED_DATE = (
-    "{%- macro strftime_now(form) -%}{{ form | replace('%-d', '"
-    + str(TEMPLATE_DATE.day)
-    + "')"
+    "{%- macro strftime_now(form) -%}{{ form"
+    + "".join(f" | replace('{name}', '{value}')" for name, value in _UNPADDED.items())
     + "".join(f" | replace('{name}', '{TEMPLATE_DATE.strftime(name)}')" for name in _DIRECTIVES)
     + " }}{%- endmacro -%}"
 )
@@ -52,6 +52,8 @@ class Codec:
         max_input_tokens: longer prompts lose their end (encoder-decoder) or their middle (decoder-only).
         max_output_tokens: longer answers lose their end.
         chat_template: use the tokenizer's template where it has one.
+        ends: token ids that end an answer when it is generated, beside the end-of-sequence token.
+        stops: texts that do.
     """
 
     tokenizer: Any
@@ -59,6 +61,8 @@ class Codec:
     max_input_tokens: int
     max_output_tokens: int
     chat_template: bool = True
+    ends: frozenset[int] = frozenset()
+    stops: tuple[str, ...] = ()
 
     @property
     def templated(self) -> bool:
@@ -109,7 +113,7 @@ class Codec:
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=True,
-                chat_template=self._template(),
+                chat_template=self._template(tools),
                 **TEMPLATE_INPUT,
             )
         except Exception as error:  # a template is a program: it raises errors of its own, and of any type
@@ -119,10 +123,13 @@ class Codec:
                 "what the template takes"
             ) from None
 
-    def _template(self) -> str | None:
-        """A template that asks for the date, with a date that never changes; None: the tokenizer's own."""
-        own = self.tokenizer.chat_template
-        return _FIXED_DATE + own if isinstance(own, str) and "strftime_now" in own else None
+    def _template(self, tools: list[dict[str, Any]] | None) -> str | None:
+        """A template that asks for the date, with a date that never changes; None: the tokenizer's own.
+
+        A tokenizer may have several: transformers chooses by name and by whether there are tools.
+        """
+        own = self.tokenizer.get_chat_template(tools=tools)
+        return _FIXED_DATE + own if "strftime_now" in own else None
 
     def _tokenized(self, texts: Sequence[str], *, specials: bool, target: bool = False) -> list[list[int]]:
         """Token ids of texts, in batches that keep the tokenizer's memory small.
@@ -204,8 +211,18 @@ class Codec:
         return row.output if self.templated or apart else " " + row.output
 
     def texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """What generated token ids say: without special tokens and outer blanks."""
-        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        """What generated token ids say up to where the answer ends: without special tokens and outer blanks."""
+        ended = [self._until_end(ids) for ids in answers] if self.ends else answers
+        decoded = self.tokenizer.batch_decode(ended, skip_special_tokens=True)
+        return [self._until_stop(text).strip() for text in decoded]
+
+    def _until_end(self, ids: Sequence[int]) -> Sequence[int]:
+        """Token ids before the first one that ends an answer."""
+        return ids[: next((place for place, token in enumerate(ids) if int(token) in self.ends), len(ids))]
+
+    def _until_stop(self, text: str) -> str:
+        """Text before the first stop string in it."""
+        return text[: min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=len(text))]
 
     def example(self, row: Row, count: Truncation | None = None) -> Feature:
         """One training feature: `input_ids`, `attention_mask` and `labels`, which ignore the prompt."""

@@ -7,13 +7,14 @@ from aimmerging.errors import ConfigError
 from aimmerging.training.encoding import Codec
 
 
-def codec_of(config: RunConfig, settings: Any, tokenizer: Any) -> Codec:
+def codec_of(config: RunConfig, settings: Any, tokenizer: Any, generation: Any = None) -> Codec:
     """The codec of a configuration; its limits are the model's positions where these are fewer.
 
     Args:
         config: of the run.
         settings: the base's configuration, as transformers has it.
         tokenizer: of the base.
+        generation: the base's generation configuration, which names what ends an answer.
 
     Raises:
         ConfigError: the model has no room for prompts beside answers of the configured length.
@@ -29,7 +30,18 @@ def codec_of(config: RunConfig, settings: Any, tokenizer: Any) -> Codec:
                 f"training.max_output_tokens is {outputs}; set it below {positions}, to what the answers need"
             )
         inputs, outputs = min(inputs, room), min(outputs, positions)
-    return Codec(tokenizer, encoder_decoder, inputs, outputs, config.model.chat_template)
+    ends, stops = ends_of(generation)
+    return Codec(
+        tokenizer, encoder_decoder, inputs, outputs, config.model.chat_template, ends - {tokenizer.eos_token_id}, stops
+    )
+
+
+def ends_of(generation: Any) -> tuple[frozenset[int], tuple[str, ...]]:
+    """The token ids and the texts at which a generation configuration ends an answer; none without one."""
+    ids, texts = getattr(generation, "eos_token_id", None), getattr(generation, "stop_strings", None)
+    named = ids if isinstance(ids, list) else [ids]
+    written = [texts] if isinstance(texts, str) else texts or []
+    return frozenset(end for end in named if end is not None), tuple(text for text in written if text)
 
 
 def positions_of(settings: Any) -> int | None:

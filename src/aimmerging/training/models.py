@@ -64,7 +64,7 @@ def load_model(config: RunConfig, folder: str) -> LoadedModel:
         if parameter.requires_grad:
             # fusing small moves in half precision would lose them
             parameter.data = parameter.data.to(torch.float32)
-    codec = codec_of(config, base.config, tokenizer)
+    codec = codec_of(config, base.config, tokenizer, base.generation_config)
     _check_answer_start(base, codec, config.model.name)
     revision = getattr(base.config, "_commit_hash", None)
     prints = fingerprint(codec, base.generation_config)
@@ -135,6 +135,16 @@ def load_tokenizer(config: ModelConfig, folder: str) -> tuple[Any, Any]:
     return settings, tokenizer
 
 
+def load_generation(config: ModelConfig, folder: str, settings: Any) -> Any:
+    """The base's generation configuration, without its weights: of its file, else as its configuration has it."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder, revision=config.revision)
+    except OSError:
+        return GenerationConfig.from_model_config(settings)
+
+
 def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
     """The frozen base on the CPU and its tokenizer."""
     import torch
@@ -182,7 +192,14 @@ def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
             raise ModelError(
                 f"the adapter in {adapter} does not fit this base model: {type(error).__name__}: {said}"
             ) from None
-        check_attached(model.peft_config[TRAINED], f"the adapter in {adapter}")
+        settings = model.peft_config[TRAINED]
+        check_attached(settings, f"the adapter in {adapter}")
+        if getattr(settings, "bias", "none") != "none":
+            raise ModelError(
+                f"the adapter in {adapter} trains biases of the base (bias={settings.bias!r}), and PEFT allows no "
+                "second adapter beside such a one, which scoring an earlier state needs; start from an adapter with "
+                "bias='none'"
+            )
         return model
     task = TaskType.SEQ_2_SEQ_LM if base.config.is_encoder_decoder else TaskType.CAUSAL_LM
     settings = LoraConfig(

@@ -1,0 +1,103 @@
+"""What is to be known of a task's answers before it is learned: labels that mean the same, or that nothing teaches.
+
+Pure, and without a tokenizer. A task has labels where its training rows have few different answers.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from aimmerging.core import metrics
+from aimmerging.data.tasks import Row, Task
+from aimmerging.data.wording import shown
+from aimmerging.run.stream_checks import folded, spelling_text, spellings
+from aimmerging.store.records import Finding
+
+_ROWS_A_LABEL = 4
+"""Training rows for each different answer, on average, from which the answers are taken for labels."""
+_COMPARED = 40
+"""Most labels that are compared with one another by the metric."""
+_SHOWN = 4
+
+
+def examine(task: Task) -> Iterator[Finding]:
+    """What is told of a task's answers: kinds `spelling`, `several_answers`, `alike` and `unseen_label`."""
+    if groups := spellings(task.train):
+        count = sum(group.total() for group in groups)
+        yield Finding(kind="spelling", task=task.name, split="train", rows=count, text=spelling_text(groups))
+    if rivals := several_answers(task.train):
+        yield _rivals(task, rivals)
+    labels = labels_of(task.train)
+    if pairs := alike(labels, task.metric):
+        cases = "; ".join(f"{shown(one)} and {shown(other)}" for one, other in pairs[:_SHOWN])
+        text = (
+            f"{task.metric} takes {len(pairs)} pairs of different labels for the same answer, so a wrong one scores as "
+            f"right: {cases}. Use exact_match, or write the labels in words"
+        )
+        yield Finding(kind="alike", task=task.name, text=text)
+    for split, rows in (("validation", task.validation), ("test", task.test)):
+        if unknown := unseen(labels, rows, task.metric):
+            text = (
+                f"{unknown.total()} of {len(rows)} rows have an answer that is none of the {len(labels)} labels of the "
+                f"training rows: {_counted(unknown)}; training has {_counted(labels)}. Write a label in one way in all "
+                "splits"
+            )
+            yield Finding(kind="unseen_label", task=task.name, split=split, rows=unknown.total(), text=text)
+
+
+def labels_of(rows: Sequence[Row]) -> Counter[str]:
+    """The different answers with their rows; none where they are too many to be labels."""
+    counts = Counter(row.output for row in rows)
+    return counts if len(counts) * _ROWS_A_LABEL <= len(rows) else Counter()
+
+
+def unseen(labels: Counter[str], rows: Sequence[Row], metric: str) -> Counter[str]:
+    """Answers of rows that the metric takes for none of the labels, with their rows."""
+    if not labels:
+        return Counter()
+    known = {folded(label) for label in labels}
+    other = Counter(row.output for row in rows if folded(row.output) not in known)
+    if len(other) > _COMPARED:
+        return other
+    found = {answer: count for answer, count in other.items() if not _means_one(answer, labels, metric)}
+    return Counter(found)
+
+
+def alike(labels: Counter[str], metric: str) -> list[tuple[str, str]]:
+    """Pairs of labels of which one scores as if it were the other, but for those that are spellings of one."""
+    often = [label for label, _ in labels.most_common(_COMPARED)]
+    pairs = [(one, other) for place, one in enumerate(often) for other in often[place + 1 :]]
+    return [pair for pair in pairs if folded(pair[0]) != folded(pair[1]) and _equal(*pair, metric)]
+
+
+def several_answers(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows that ask what an earlier row asks and answer otherwise, each with the first row that asked."""
+    first: dict[tuple[str, str], Row] = {}
+    pairs: list[tuple[Row, Row]] = []
+    for row in rows:
+        twin = first.setdefault((row.input, str(row.tools) if row.tools else ""), row)
+        if twin.output != row.output and folded(twin.output) != folded(row.output):
+            pairs.append((row, twin))
+    return pairs
+
+
+def _rivals(task: Task, pairs: Sequence[tuple[Row, Row]]) -> Finding:
+    cases = [f"{row.place} says {shown(row.output)}, {twin.place} {shown(twin.output)}" for row, twin in pairs[:_SHOWN]]
+    more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+    text = (
+        f"{len(pairs)} rows ask what another row asks and answer otherwise, so no model can be right on both: "
+        f"{'; '.join(cases)}{more}. Look whether a column that tells them apart is not read"
+    )
+    return Finding(kind="several_answers", task=task.name, split="train", rows=len(pairs), text=text)
+
+
+def _means_one(answer: str, labels: Counter[str], metric: str) -> bool:
+    return any(_equal(answer, label, metric) for label, _ in labels.most_common(_COMPARED))
+
+
+def _equal(one: str, other: str, metric: str) -> bool:
+    return metrics.score(metric, [one], [other])[0] == 1.0
+
+
+def _counted(labels: Counter[str]) -> str:
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    return "; ".join(f"{shown(label)} {count}" for label, count in labels.most_common(_SHOWN)) + more
