@@ -2,7 +2,6 @@
 
 import pytest
 from preflight_kit import configure, found
-from task_files import write
 
 from aimmerging.data.tasks import Row, Task
 from aimmerging.run import label_checks, stream_checks
@@ -101,15 +100,3 @@ def test_doctor_says_so(tmp_path, tiny_t5):
     finding = found(configure(tmp_path, tiny_t5, rows))["unseen_label", "test"]
     assert "4 of 4 rows" in finding["text"]
     assert "training has '0.0' 6; '1.0' 6" in finding["text"]
-
-
-def test_learn_says_that_the_run_knows_the_rows(tmp_path, tiny_t5):
-    from command_line import command
-
-    rows = [{"input": f"is {n} odd?", "output": ("no", "yes")[n % 2]} for n in range(8)]
-    config = configure(tmp_path, tiny_t5, {"train": rows, "test": [{"input": "is 99 odd?", "output": "yes"}]})
-    command("run", config, "--out", tmp_path / "run", "--set", "memory.ratio=0.5")
-    write(tmp_path / "again" / "train.jsonl", rows)
-    write(tmp_path / "again" / "test.jsonl", [{"input": "is 77 odd?", "output": "yes"}])
-    said = command("learn", tmp_path / "run", "--task", tmp_path / "again").err
-    assert "4 different rows are training rows of task 'mail' too" in said

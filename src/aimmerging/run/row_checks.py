@@ -110,7 +110,8 @@ def _measure_answers(
     written = replace(codec, ends=frozenset(), stops=()).texts(whole)
     said: list[tuple[int, str]] = []
     for row, alike, ids, text, uncut in zip(distinct, places.values(), whole, codec.texts(whole), written, strict=True):
-        kinds, best = [], _best(text, row, metric)
+        kinds: list[str] = []
+        best = _best(text, row, metric)
         if size is not None and ids and max(ids) >= size:
             kinds.append("ids")
         if best < 1.0:

@@ -39,8 +39,8 @@ def codec_of(config: RunConfig, settings: Any, tokenizer: Any, generation: Any =
 def ends_of(generation: Any) -> tuple[frozenset[int], tuple[str, ...]]:
     """The token ids and the texts at which a generation configuration ends an answer; none without one."""
     ids, texts = getattr(generation, "eos_token_id", None), getattr(generation, "stop_strings", None)
-    named = ids if isinstance(ids, list) else [ids]
-    written = [texts] if isinstance(texts, str) else texts or []
+    named: list[Any] = ids if isinstance(ids, list) else [ids]
+    written: list[Any] = [texts] if isinstance(texts, str) else texts or []
     return frozenset(end for end in named if end is not None), tuple(text for text in written if text)
 
 

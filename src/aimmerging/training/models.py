@@ -140,7 +140,7 @@ def load_generation(config: ModelConfig, folder: str, settings: Any) -> Any:
     from transformers import GenerationConfig
 
     try:
-        return GenerationConfig.from_pretrained(folder, revision=config.revision)
+        return GenerationConfig.from_pretrained(folder, revision=config.revision or "main")
     except OSError:
         return GenerationConfig.from_model_config(settings)
 
