@@ -132,13 +132,13 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
         DataError: rows of the other task cannot be encoded.
     """
     config, loaded, stage, _ = learned = load_learned(run, progress, name)
-    if other is None:
-        sets, ability = learned.evaluation_sets(), learned.general_sets()
-        if missing := [name for name in learned.tasks() if name not in {one.name for one in sets}]:
-            progress.say(f"note: no score for {', '.join(missing)}: their test rows were dropped on request")
-    else:
+    sets, ability = learned.evaluation_sets(), learned.general_sets()
+    missing = [name for name in learned.tasks() if name not in {one.name for one in sets}]
+    if other is not None:
         sets, ability = [EvaluationSet.of(other, "test")], []
         preflight.check([replace(other, train=(), validation=())], loaded.codec, loaded.settings, progress)
+    elif missing:
+        progress.say(f"note: no score for {', '.join(missing)}: their test rows were dropped on request")
     scores: dict[str, float] = {}
     with progress.bar("scoring", sum(len(one.rows) for one in (*sets, *ability))) as advance:
         for one in (*sets, *ability):

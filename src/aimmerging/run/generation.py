@@ -75,8 +75,9 @@ def answers(
     was_training = model.training
     model.eval()
     with _greedy(model, codec, limit) as (settings, tokenizer):
-        ends, stops = ends_of(settings)
-        reader = replace(codec, ends=ends, stops=stops)
+        ends = {pad, *settings.eos_token_id}
+        stops = tuple(settings.stop_strings or ())
+        ended = replace(codec, ends=frozenset(settings.eos_token_id), stops=stops)  # what ends an answer is none of it
 
         def answer(places: list[int]) -> list[Answer]:
             batch = [prompts[place] for place in places]
@@ -85,8 +86,8 @@ def answers(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer
             )
             fresh = output[:, 1 if codec.encoder_decoder else ids.shape[1] :].tolist()  # a decoder's start is no answer
-            cut = [len(row) >= settings.max_new_tokens and row[-1] not in {pad, *ends} for row in fresh]
-            return [Answer(*pair) for pair in zip(reader.texts(fresh), cut, strict=True)]
+            cut = [len(row) >= settings.max_new_tokens and row[-1] not in ends for row in fresh]
+            return [Answer(*pair) for pair in zip(ended.texts(fresh), cut, strict=True)]
 
         found = sharing.over_rows(order, batch_size, answer, ranks, advance)
     model.train(was_training)
