@@ -81,7 +81,9 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_input_tokens: int = Field(default=1024, ge=1)
     max_output_tokens: int = Field(default=128, ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the computation; adapters stay float32")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of the computation; adapters stay float32"
+    )
     activation_checkpointing: bool = False
     answer_only_logits: bool = Field(
         default=True,
@@ -172,7 +174,9 @@ class EvaluationConfig(Section):
         description="full: after each task all learned so far. diagonal+last: after each task it alone, after the "
         "last one all; enough for OP, BWT and FWT, in answers that grow with the tasks and not with their square",
     )
-    zero_shot: bool = Field(True, description="also before any training and right before learning (GEM transfer)")
+    zero_shot: bool = Field(
+        default=True, description="also before any training and right before learning (GEM transfer)"
+    )
     general: list[GeneralSource] = Field(default=[], description="sets that are scored and gated and never trained")
 
 
@@ -207,7 +211,9 @@ class RunConfig(Section):
     settings: dict[str, Any] = Field(default={}, description="of the method, see `aimmerging methods`")
     seed: int = Field(default=0, ge=0, lt=2**31)
     out: str | None = Field(default=None, description="run directory; the command line's --out wins")
-    single_task: str = Field("none", description="train: learn each task alone too; none; or a finished run's folder")
+    single_task: str = Field(
+        default="none", description="train: learn each task alone too; none; or a finished run's folder"
+    )
     benchmark: Literal["skills", "skills15", "skills50"] | None = Field(
         default=None, description="built-in tasks, learned before `tasks`: five, fifteen or fifty short ones"
     )

@@ -194,9 +194,10 @@ def _attach(base: Any, lora: LoraSection, adapter: str | None) -> Any:
             ) from None
         settings = model.peft_config[TRAINED]
         check_attached(settings, f"the adapter in {adapter}")
-        if getattr(settings, "bias", "none") != "none":
+        bias = getattr(settings, "bias", "none")
+        if bias != "none":
             raise ModelError(
-                f"the adapter in {adapter} trains biases of the base (bias={settings.bias!r}), and PEFT allows no "
+                f"the adapter in {adapter} trains biases of the base (bias={bias!r}), and PEFT allows no "
                 "second adapter beside such a one, which scoring an earlier state needs; start from an adapter with "
                 "bias='none'"
             )
