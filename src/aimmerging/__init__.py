@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aimmerging.data.tasks import Row, Task, TaskStream
     from aimmerging.errors import AimmergingError
     from aimmerging.methods import Aim, Method, Replay, Sequential
-    from aimmerging.run.story import learn, run_stream
+    from aimmerging.run.start import learn, run_stream
     from aimmerging.training.forgetting_probe import ForgettingProbe
     from aimmerging.training.memory_folder import Memory
     from aimmerging.training.session import RehearsalSettings
@@ -27,7 +27,7 @@ _HOMES = {
     "core.controller": ("DEFAULT", "PAPER", "REFERENCE", "ControllerConfig"),
     "errors": ("AimmergingError",),
     "methods": ("Aim", "Method", "Replay", "Sequential"),
-    "run.story": ("learn", "run_stream"),
+    "run.start": ("learn", "run_stream"),
     "training.forgetting_probe": ("ForgettingProbe",),
     "training.memory_folder": ("Memory",),
     "training.session": ("RehearsalSettings",),

@@ -104,7 +104,7 @@ def run(
     folder = out or (Path(settings.out) if settings.out else None)
     if folder is None:
         raise ConfigError("there is no run directory: give --out DIR, or `out:` in the configuration")
-    from aimmerging.run.story import run as run_stream
+    from aimmerging.run.start import run as run_stream
 
     with telling() as progress, stopping.gracefully():
         run_stream(settings, folder, base=config.parent, progress=progress, accept_changes=accept_changes)
@@ -134,7 +134,7 @@ def learn(
     path = task if task.startswith("hf:") else str(Path(task).absolute())
     source = TaskSource(name, path, metric=metric, columns=parse_columns(columns), carve_test=carve_test)
     loaded = load_task(source, RunDirectory.open(run_dir).config.seed)
-    from aimmerging.run.story import learn as learn_task
+    from aimmerging.run.start import learn as learn_task
 
     with telling() as progress, stopping.gracefully():
         learn_task(run_dir, loaded, source, overrides=overrides or [], progress=progress, accept_changes=accept_changes)

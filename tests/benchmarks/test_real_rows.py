@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aimmerging.config import load_config
-from aimmerging.run.story import run
+from aimmerging.run.start import run
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("AIMMERGING_SHARED", ROOT.parent / "shared")) / "data" / "long_sequence"

@@ -18,7 +18,7 @@ from aimmerging.compare import plan
 from aimmerging.compare.plan import FAILED, compare, parse_spec, recompute
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run.stage_writer import installed_versions
-from aimmerging.run.story import run
+from aimmerging.run.start import run
 from aimmerging.store import records
 from aimmerging.store.files import read_json, read_jsonl, write_json, write_jsonl
 from aimmerging.store.run_directory import RunDirectory

@@ -16,7 +16,7 @@ from aimmerging.errors import ConfigError, ModelError
 from aimmerging.methods import METHODS, Method, build, merging
 from aimmerging.methods.merging.fisher import mean_squares
 from aimmerging.methods.merging.regression import input_grams
-from aimmerging.run.story import run
+from aimmerging.run.start import run
 from aimmerging.store.files import read_jsonl
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.models import adapter_active, adapter_state

@@ -10,7 +10,7 @@ from short_runs import settings, task_files
 from aimmerging.config import resolve
 from aimmerging.methods import METHODS
 from aimmerging.run import learning
-from aimmerging.run.story import run
+from aimmerging.run.start import run
 from aimmerging.store.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow

@@ -90,7 +90,7 @@ def _attempt(config: dict, folder: Path, out: Path) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         from aimmerging.config import resolve
-        from aimmerging.run.story import run
+        from aimmerging.run.start import run
 
         run(resolve(config), out, base=folder)
         code = 0
@@ -196,7 +196,7 @@ def import_everything() -> None:
     torch.set_num_threads(1)
     import transformers.trainer  # noqa: F401
 
-    import aimmerging.run.story  # noqa: F401
+    import aimmerging.run.start  # noqa: F401
     from aimmerging.training.progress import quiet_libraries
 
     quiet_libraries()

@@ -282,7 +282,7 @@ def make_ground(folder: Path) -> Path:
     from tiny_models import save_t5
 
     from aimmerging.config import resolve
-    from aimmerging.run.story import run
+    from aimmerging.run.start import run
 
     for name in ("alpha", "beta"):
         task_files(folder, name, train=8)

@@ -21,7 +21,7 @@ from aimmerging.config import resolve
 from aimmerging.errors import AimmergingError, ConfigError, NumberError, RunDirectoryError
 from aimmerging.methods import METHODS
 from aimmerging.run import checkpoints, generation, learning
-from aimmerging.run.story import run
+from aimmerging.run.start import run
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training import stopping
 from aimmerging.training.session import Session

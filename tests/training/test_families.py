@@ -13,7 +13,7 @@ from aimmerging.commands.export import export
 from aimmerging.config import resolve
 from aimmerging.run import learning
 from aimmerging.run.generation import generate
-from aimmerging.run.story import run
+from aimmerging.run.start import run
 from aimmerging.store import records
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.encoding import Codec

@@ -11,7 +11,7 @@ from aimmerging import RehearsalSettings, Replay
 from aimmerging.config import resolve
 from aimmerging.report.page import write_report
 from aimmerging.run import learning
-from aimmerging.run.story import run
+from aimmerging.run.start import run
 from aimmerging.store.files import read_json
 
 TASKS = ("alpha", "beta")

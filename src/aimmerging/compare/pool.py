@@ -76,7 +76,7 @@ def run_cells(
     engine: Engine = "local",
     keep_going: bool = False,
 ) -> dict[str, BaseException]:
-    """Run each cell; cells that are finished already are passed over by :func:`aimmerging.run.story.run` itself.
+    """Run each cell; cells that are finished already are passed over by :func:`aimmerging.run.start.run` itself.
 
     Args:
         cells: in the order they are begun.
@@ -189,7 +189,7 @@ def _spread_threads(threads: int) -> Iterator[None]:
 
 def _run_cell(cell: Cell, queue: Any) -> None:
     """In the worker."""
-    from aimmerging.run.story import run
+    from aimmerging.run.start import run
     from aimmerging.training.progress import quiet_libraries
 
     quiet_libraries()

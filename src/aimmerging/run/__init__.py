@@ -6,7 +6,7 @@ The functions below are imported when they are first used, so that importing the
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aimmerging.run.story import learn, run, run_stream
+    from aimmerging.run.start import learn, run, run_stream
 
 __all__ = ["learn", "run", "run_stream"]
 
@@ -14,6 +14,6 @@ __all__ = ["learn", "run", "run_stream"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'aimmerging.run' has no attribute {name!r}")
-    from aimmerging.run import story
+    from aimmerging.run import start
 
-    return getattr(story, name)
+    return getattr(start, name)

@@ -1,16 +1,12 @@
-"""All that a run does: for each task train → remember → evaluate → commit.
-
-Running the same configuration again goes on after the last committed task, and within a task after its last checkpoint.
-"""
+"""All that a run does: for each task train → remember → evaluate → commit; `start` holds the ways into it."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
-from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
-from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.run import gating, general, learning, messages, preparation, recovery, schedule, scoring, sources
+from aimmerging.data.tasks import Task
+from aimmerging.run import gating, general, learning, messages, preparation, recovery, schedule, scoring
 from aimmerging.run.kept_logits import largest_logits
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
@@ -20,66 +16,10 @@ from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.store.tensor_tree import load_state
 from aimmerging.training.models import LoadedModel, adapter_active, read_adapter
-from aimmerging.training.progress import LOG, Progress
+from aimmerging.training.progress import LOG
 
 
-def run(
-    config: RunConfig, out: Path, *, base: Path = Path(), progress: Progress | None = None, accept_changes: bool = False
-) -> Path:
-    """Learn the configuration's tasks in order; those already committed in `out` are not learned again.
-
-    Args:
-        out: run directory, made if it is not there.
-        base: folder that relative paths of tasks start from.
-        accept_changes: go on although versions, or values of :data:`aimmerging.run.changes.ACCEPTABLE`, changed.
-
-    Raises:
-        AimmergingError: the tasks, model, configuration or run directory are not fit; before any training.
-        NumberError: the training came to NaN or infinity; what is kept is said.
-        Stopped: a signal asked for it, within :func:`aimmerging.training.stopping.gracefully`.
-    """
-    stream = sources.task_stream(config, base)
-    config = preparation.with_located_model(config, out, base)
-    return run_stream(config, stream, out, base=base, progress=progress, accept_changes=accept_changes)
-
-
-def run_stream(
-    config: RunConfig, stream: TaskStream, out: Path, *, base: Path = Path(), progress: Progress | None = None,
-    accept_changes: bool = False,
-) -> Path:  # fmt: skip
-    """As :func:`run`, with tasks that are already loaded; ends early at a stage that the gate does not promote."""
-    sets = sources.general(config, base, stream.names)
-    setting = Setting.of(config, out, progress, accept=accept_changes, general=sets)
-    if config.single_task == "train":
-        alone = preparation.alone(config)
-        run_stream(alone, stream, out / "single_task", progress=progress, accept_changes=accept_changes)
-    return _learn_all(setting, lambda: preparation.stages_to_do(setting, stream))
-
-
-def learn(
-    out: Path, task: Task, source: TaskSource, *, overrides: Sequence[str] = (), progress: Progress | None = None,
-    accept_changes: bool = False,
-) -> Path:  # fmt: skip
-    """Add one task to an existing run, with the run's own configuration: for a task that arrives later.
-
-    The data of earlier tasks is not needed: their memory and test rows lie in the run directory. Training goes on from
-    the promoted stage; stages after it are set aside. `source` is where the task comes from, for config.yaml;
-    `overrides` are values `a.b=c` for this task only, the others are as for :func:`run`.
-
-    Raises:
-        RunDirectoryError: no run, or it knows a task of this name.
-        ConfigError: an override is wrong, or of a value that holds for the whole run.
-    """
-    known = RunDirectory.open(out)
-    setting = Setting.of(known.config, out, progress, accept=accept_changes, overrides=overrides)
-    todo = preparation.stage_to_add(setting, known, task)
-    reference = out / "single_task"
-    if known.config.single_task == "train" and task.name not in run_directory.learned_tasks(reference):
-        learn(reference, task, source, progress=progress, accept_changes=accept_changes)
-    return _learn_all(setting, lambda: todo, added=source)
-
-
-def _learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource | None = None) -> Path:
+def learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource | None = None) -> Path:
     """Do the stages that `plan` names, under the run directory's lock; `added` is the task that config.yaml lacks."""
     out, ranks = setting.out, setting.ranks
     with recovery.locked_by_main(out, ranks):
