@@ -2,32 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 from command_line import command, process, refused
-
-GOLDEN = Path(__file__).parents[1] / "core" / "golden"
-RUNS = sorted(path.stem for path in GOLDEN.glob("run_*.json"))
-SYNTHETIC = json.loads((GOLDEN / "synthetic_controller.json").read_text())["sequences"]
-EDGES = json.loads((GOLDEN / "edge_cases.json").read_text())["cases"]
-NAMES = {
-    "step": "step",
-    "merge_flag": "hits",
-    "inner_before": "interval_before",
-    "outer_before": "rehearsal_steps_before",
-    "outer_begin": "planned_step",
-    "merge_threshold": "threshold",
-    "n_threshold_samples": "threshold_samples",
-    "weight_in": "weight_in",
-    "weight_out": "weight_out",
-    "outer_steps_run": "rehearsal_steps",
-    "learning_signal": "learning_signal",
-    "change_factor": "change_factor",
-    "inner_after": "interval_after",
-    "outer_after": "rehearsal_steps_after",
-}
-"""The recording's word for each value, and ours."""
+from golden_kit import COLUMNS, EDGES, GOLDEN, RUNS, SYNTHETIC, losses_of, numbers
 
 
 def signals_of(hyper, losses, totals):
@@ -41,19 +19,11 @@ def signals_of(hyper, losses, totals):
         "max_interval": hyper["max_len"],
         "adaptive": hyper["adaptive"],
     }
-    return {"config": config, "memory_losses": numbers(losses), "change_totals": numbers(totals)}
+    return {"config": config, "memory_losses": losses, "change_totals": numbers(totals)}
 
 
 def sequence(case):
-    losses = case["history_losses"]
-    if isinstance(losses, dict):
-        losses = [losses["constant"]] * losses["length"]
-    return signals_of(case["config"], losses, case["total_abs_changes"])
-
-
-def numbers(values):
-    """The recording writes NaN as text."""
-    return [math.nan if value == "nan" else value for value in values]
+    return signals_of(case["config"], losses_of(case), case["total_abs_changes"])
 
 
 def saved(folder, signals):
@@ -73,17 +43,17 @@ def same(record, expected):
 
 @pytest.mark.parametrize(
     "case",
-    [*SYNTHETIC, *(case for case in EDGES if "error" not in case)],
+    [*SYNTHETIC["sequences"], *(case for case in EDGES["cases"] if "error" not in case)],
     ids=lambda case: str(case.get("id", case.get("name"))),
 )
 def test_recorded_sequence(tmp_path, case):
     found = decided(tmp_path, sequence(case))
     assert found["phases"] == case["phases"]
-    merges = [[merge[name] for name in NAMES.values()] for merge in found["merges"]]
+    merges = [[merge[name] for name in COLUMNS.values()] for merge in found["merges"]]
     assert same(merges, [numbers(row) for row in case["merges"]])
 
 
-@pytest.mark.parametrize("case", [case for case in EDGES if "error" in case], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", [case for case in EDGES["cases"] if "error" in case], ids=lambda case: case["name"])
 def test_recorded_failure_is_the_users_to_cure(tmp_path, case):
     message = refused("decide", saved(tmp_path, sequence(case)), "--preset", "reference", "--json")
     value = {"ZeroDivisionError": "0.0", "ValueError": "nan"}[case["error"]]
@@ -93,18 +63,18 @@ def test_recorded_failure_is_the_users_to_cure(tmp_path, case):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_recorded_run(tmp_path, name):
-    run = json.loads((GOLDEN / f"{name}.json").read_text())
+    run = json.loads((GOLDEN / f"run_{name}.json").read_text())
     totals = [merge["learning_signal"] * merge["inner_before"] for merge in run["merges"]]
     hyper = run["hyper"] | {"threshold_factor": run["hyper"]["thr"]}
     found = decided(tmp_path, signals_of(hyper, [step["history_loss"] for step in run["history"]], totals))
     assert found["phases"] == run["phases"]
-    merges = [{name: merge[ours] for name, ours in NAMES.items()} for merge in found["merges"]]
-    assert same(merges, [{name: merge.get(name) for name in NAMES} for merge in run["merges"]])
+    merges = [{name: merge[ours] for name, ours in COLUMNS.items()} for merge in found["merges"]]
+    assert same(merges, [{name: merge.get(name) for name in COLUMNS} for merge in run["merges"]])
 
 
 def test_recordings_are_all_there():
-    assert (len(RUNS), len(SYNTHETIC), len(EDGES)) == (5, 32, 10)
-    assert sum("error" in case for case in EDGES) == 2
+    assert (len(RUNS), len(SYNTHETIC["sequences"]), len(EDGES["cases"])) == (5, 32, 10)
+    assert sum("error" in case for case in EDGES["cases"]) == 2
 
 
 def test_infinity_and_nan_are_read_and_written_as_json_has_them(tmp_path):
@@ -116,7 +86,7 @@ def test_infinity_and_nan_are_read_and_written_as_json_has_them(tmp_path):
 
 
 def test_in_a_process_of_its_own(tmp_path):
-    case = next(case for case in EDGES if case["name"].startswith("nan losses"))
+    case = next(case for case in EDGES["cases"] if case["name"].startswith("nan losses"))
     path = saved(tmp_path, sequence(case))
     result = process("decide", path, "--preset", "reference", "--json")
     assert (result.code, result.err) == (0, "")
@@ -128,7 +98,7 @@ def test_in_a_process_of_its_own(tmp_path):
 
 
 def test_table_shows_phases_and_every_merge(tmp_path):
-    case = SYNTHETIC[0]
+    case = SYNTHETIC["sequences"][0]
     out = command("decide", saved(tmp_path, sequence(case)), "--preset", "reference").out
     assert out.startswith(case["phases"])
     assert f"{len(case['merges'])} merges, preset reference" in out

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import command, refused
-from test_report import _Page
+from page_kit import Page
 
 from aimmerging.compare import plan
 from aimmerging.compare.plan import FAILED, compare, parse_spec, recompute
@@ -177,7 +177,7 @@ def test_released_memory_is_flagged_with_what_it_kept(tiny_t5, files, here, tmp_
         "replay keeps 17 % of the training rows (4 of 24; the cap is 2)" in flag for flag in outcome.results.flags
     )
     cell = tmp_path / "cells" / "replay" / "given" / "seed-0" / "report.html"
-    assert "keeps 2 of 12 training rows where the cap is 1" in " ".join(_Page(cell.read_text()).text.split())
+    assert "keeps 2 of 12 training rows where the cap is 1" in " ".join(Page(cell.read_text()).text.split())
 
 
 def test_a_failed_cell_is_listed_and_retried_on_request(copied, monkeypatch):
@@ -292,7 +292,7 @@ def test_tables_agree_with_the_runs_own_scores(done):
 
 def test_the_page_shows_everything_and_links_to_every_run(done):
     _, _, out = done
-    page = _Page((out / "report.html").read_text(encoding="utf-8"))
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
     figures = {name: json.loads(text) for name, text in page.blocks.items() if name.startswith("figure-")}
     assert {"figure-average", "figure-first", "figure-transfer", "figure-all_rows"} <= figures.keys()
     bands = [trace for trace in figures["figure-average"]["data"] if trace.get("fill") == "toself"]

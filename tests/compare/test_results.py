@@ -4,42 +4,14 @@ import random
 import re
 
 import pytest
-from test_report import BROWSER, _open_in_browser, _Page
+from page_kit import BROWSER, Page, open_in_browser
+from results_kit import CONFIGS, MATRIX, METHODS, PAIRS, ROWS, run
 
 from aimmerging.compare import charts
 from aimmerging.compare.page import write_page
-from aimmerging.compare.results import COSTS, Place, Run, analyse
+from aimmerging.compare.results import Place, analyse
 from aimmerging.compare.tables import as_csv, latex, markdown, run_table, tables
-from aimmerging.config import resolve
 from aimmerging.errors import RunDirectoryError
-from aimmerging.protocols import Spent
-
-# columns: before any training, after task 1, 2, 3
-MATRIX = ((None, 90.0, 80.0, 70.0), (None, 25.0, 60.0, 65.0), (None, None, 15.0, 50.0))
-ROWS = 20
-METHODS = ("sequential", "replay", "aim")
-CONFIGS = {name: resolve({"benchmark": "skills", "protocol": "matched", "method": name}) for name in METHODS}
-PAIRS = [("aim", "replay"), ("aim", "sequential")]
-
-
-def run(method, order="given", seed=0, matrix=MATRIX, right=None, **values):
-    """A run of three tasks; `right` test rows of each task are answered after the last one."""
-    tasks = ("one", "two", "three")
-    shares = [row[-1] for row in matrix]
-    right = right or [round(ROWS * share / 100) for share in shares]
-    spent = Spent(method, method in ("replay", "aim"), method == "multi_task", 30, 300, 200, 6, 6, 300)
-    return Run(
-        method=method,
-        order=order,
-        seed=seed,
-        tasks=tasks,
-        matrix=matrix,
-        own=dict(zip(tasks, (90.0, 60.0, 50.0), strict=True)),
-        rows={n: {str(i): float(i < count) for i in range(ROWS)} for n, count in zip(tasks, right, strict=True)},
-        costs=dict.fromkeys(COSTS, 10.0),
-        spent=values.get("spent", spent),
-        data=values.get("data", dict.fromkeys(tasks, "hash")),
-    )
 
 
 def everything(**values):
@@ -200,7 +172,7 @@ def test_hostile_text_stays_text(tmp_path):
     page = write_page(
         results, {Place(r.method, r.order, r.seed): tmp_path / r.name for r in results.runs}, tmp_path / "p.html"
     )
-    parsed = _Page(page.read_text())
+    parsed = Page(page.read_text())
     assert hostile in parsed.text
     scripts = [attributes for tag, attributes in parsed.tags if tag == "script"]
     assert len(scripts) == len([name for name in parsed.blocks if name.startswith("figure-")]) + 2
@@ -214,7 +186,7 @@ def test_browser_draws_every_chart_without_an_error(tmp_path):
     page = write_page(
         results, {Place(r.method, r.order, r.seed): tmp_path / r.name for r in results.runs}, tmp_path / "p.html"
     )
-    document, log = _open_in_browser(page, tmp_path / "profile")
+    document, log = open_in_browser(page, tmp_path / "profile")
     assert [line for line in log.splitlines() if "CONSOLE" in line or "Uncaught" in line] == []
     drawn = re.split(r'<div class="chart', document)[1:]
     assert len(drawn) == 5
@@ -277,7 +249,7 @@ def test_many_differences_are_told_by_verdict(tmp_path):
     page = write_page(
         results, {Place(r.method, r.order, r.seed): tmp_path / r.name for r in results.runs}, tmp_path / "p.html"
     )
-    text = " ".join(_Page(page.read_text()).text.split())
+    text = " ".join(Page(page.read_text()).text.split())
     for comparison in results.comparisons:
         words = {"better": "Better than", "within the spread": "Within the spread of"}[comparison.difference.verdict]
         [sentence] = re.findall(rf"{words} method-00, points of OP: [^.]*(?:\.\d[^.]*)*\.", text)

@@ -1,7 +1,7 @@
 """A comparison of runs that were not scored on every task after each: what is missing is said, and is never 0."""
 
 import pytest
-import test_results as kit
+import results_kit as kit
 
 from aimmerging.compare import charts
 from aimmerging.compare.page import write_page

@@ -3,10 +3,10 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from golden_kit import COLUMNS, EDGES, GOLDEN, RUNS, SYNTHETIC, losses_of, numbers
 
 from aimmerging.commands.decide import replay
 from aimmerging.core.controller import REFERENCE
@@ -14,26 +14,6 @@ from aimmerging.core.fusion import fuse_
 from aimmerging.core.signals import total_change
 from aimmerging.errors import SignalError
 
-GOLDEN = Path(__file__).parent / "golden"
-RUNS = ("r01", "r02", "r05", "r06", "r08")
-COLUMNS = {
-    "step": "step",
-    "merge_flag": "hits",
-    "inner_before": "interval_before",
-    "outer_before": "rehearsal_steps_before",
-    "outer_begin": "planned_step",
-    "merge_threshold": "threshold",
-    "n_threshold_samples": "threshold_samples",
-    "weight_in": "weight_in",
-    "weight_out": "weight_out",
-    "outer_steps_run": "rehearsal_steps",
-    "learning_signal": "learning_signal",
-    "change_factor": "change_factor",
-    "inner_after": "interval_after",
-    "outer_after": "rehearsal_steps_after",
-}
-SYNTHETIC = json.loads((GOLDEN / "synthetic_controller.json").read_text())
-EDGES = json.loads((GOLDEN / "edge_cases.json").read_text())
 SEQUENCES = [
     *(pytest.param(case, SYNTHETIC["merge_fields"], id=f"synthetic-{case['id']}") for case in SYNTHETIC["sequences"]),
     *(pytest.param(case, EDGES["merge_fields"], id=case["name"]) for case in EDGES["cases"] if "error" not in case),
@@ -109,16 +89,6 @@ def recorded_config(hyper):
         max_interval=hyper["max_len"],
         adaptive=hyper["adaptive"],
     )
-
-
-def losses_of(case):
-    losses = case["history_losses"]
-    return numbers([losses["constant"]] * losses["length"] if isinstance(losses, dict) else losses)
-
-
-def numbers(values):
-    """Recorded numbers; JSON has no NaN, so it stands there as text."""
-    return [math.nan if value == "nan" else value for value in values]
 
 
 def same(value):

@@ -21,7 +21,6 @@ HOSTILE = (
     "🎭 emotion & <b>tone</b>",
     "a very long task name that goes on and on, far beyond what any axis or heading can show at once",
 )
-_LETTERS = {"collect": "c", "threshold": "t", "quiet": "q", "hit": "h", "forced": "f", None: None}
 _LOSS_RATE = {"aim": 0.05, "replay": 0.09, "sequential": 0.75}
 
 
@@ -152,7 +151,7 @@ def _signals(rng: random.Random, method: str, index: int, steps: int) -> list[di
         moved += 900 * rate * rng.uniform(0.7, 1.3) * (0.4 + 1.6 * math.exp(-step / 70))
         seen = 0.5 + drift + rng.gauss(0, 0.03) if controller.probe_due(config, state) else None
         state, phase = controller.observe(config, state, controller.Observation(step, seen, rate))
-        line |= {"memory_loss": seen, "phase": _LETTERS[phase], "threshold": state.threshold,
+        line |= {"memory_loss": seen, "phase": phase and controller.PHASE_LETTERS[phase], "threshold": state.threshold,
                  "interval": state.interval}  # fmt: skip
         if controller.merge_due(state):
             state, decision = controller.decide(config, state, moved)

@@ -132,6 +132,30 @@ class AtStep(Method):
             self.called = True
 
 
+def merges(trainer):
+    return [event for event in trainer.session.events if event["kind"] == "merge"]
+
+
+def logged(trainer):
+    """What the trainer itself logged a step, without clock times."""
+    return [
+        {name: value for name, value in entry.items() if name in ("loss", "grad_norm", "learning_rate", "step")}
+        for entry in trainer.state.log_history
+    ]
+
+
+class Interleaved(Method):
+    """Rehearses after the given steps and merges nothing."""
+
+    rehearses = True
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def after_step(self, session):
+        session.rehearse(self.steps.get(session.step, 0))
+
+
 def snippets():
     """The Python blocks of docs/trainer.md: the first for transformers' trainers, the second for TRL's."""
     text = (Path(__file__).parents[2] / "docs" / "trainer.md").read_text(encoding="utf-8")

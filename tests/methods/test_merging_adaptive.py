@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from adapter_kit import SHORT, close, deltas, random_adapter
 from task_chain import chain
-from test_merging_runs import SHORT, close, deltas, random_adapter
 from trainer_kit import AtStep, continual
 
 from aimmerging.core import memory

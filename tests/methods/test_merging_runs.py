@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from adapter_kit import SHORT, close, deltas, random_adapter
 from sampling import sampled
 from short_runs import settings, task_files
 from task_chain import chain
@@ -19,30 +20,14 @@ from aimmerging.methods.merging.regression import input_grams
 from aimmerging.run.start import run
 from aimmerging.store.files import read_jsonl
 from aimmerging.store.run_directory import RunDirectory
-from aimmerging.training.models import adapter_active, adapter_state
+from aimmerging.training.models import adapter_active
 
 RULES = {name: kind for name, kind in METHODS.items() if name.startswith("merge_")}
 BOTH = [name for name, kind in RULES.items() if issubclass(kind, merging.MergeAtEnd)]
-SHORT = {"max_steps": 3, "dropout": 0.0}
-
-
-def deltas(adapter):
-    return {name: factors.delta for name, factors in layers(adapter).items()}
-
-
-def close(found, wanted, tolerance=1e-5):
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, wanted[name], rtol=tolerance, atol=tolerance)
 
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def random_adapter(model, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(value.shape, generator=generator) for name, value in adapter_state(model).items()}
 
 
 # --- what a merge is -------------------------------------------------------------------------------------------------

@@ -2,13 +2,12 @@ import html
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from page_kit import BROWSER, Page, open_in_browser
 from pydantic import ValidationError
 from report_fixture import HOSTILE, build_run
 
@@ -18,7 +17,6 @@ from aimmerging.report import page as report
 from aimmerging.report.run_view import read_run
 from aimmerging.store.records import Costs, total_costs
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 VARIANTS = {
     "aim": {},
     "sequential": {"method": "sequential"},
@@ -33,39 +31,11 @@ VARIANTS = {
 }
 
 
-class _Page(HTMLParser):
-    """Tags and attributes of a page, and the text outside scripts and styles."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.blocks: dict[str, str] = {}
-        self.text = ""
-        self._inside: str | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._inside = (dict(attrs).get("id") or tag) if tag in ("script", "style") else None
-
-    def handle_endtag(self, tag):
-        self._inside = None
-
-    def handle_data(self, data):
-        if self._inside is None:
-            self.text += data
-        else:
-            self.blocks[self._inside] = self.blocks.get(self._inside, "") + data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+def _page(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
 
 
-def _page(path: Path) -> _Page:
-    return _Page(path.read_text(encoding="utf-8"))
-
-
-def _figures(page: _Page) -> dict[str, dict]:
+def _figures(page: Page) -> dict[str, dict]:
     return {name: json.loads(text) for name, text in page.blocks.items() if name.startswith("figure-")}
 
 
@@ -309,25 +279,13 @@ def test_summary_fields_are_those_of_the_metrics(run):
     assert read_run(run).scores.summary._asdict() == written
 
 
-def _open_in_browser(page: Path, profile: Path) -> tuple[str, str]:
-    """The page's final document and what the browser logged."""
-    assert BROWSER
-    flags = [
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-        "--virtual-time-budget=10000", f"--user-data-dir={profile}", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run([BROWSER, *flags], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, done.stderr
-
-
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome in PATH")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_browser_draws_every_chart_without_an_error(tmp_path, variant):
     path = report.write_report(build_run(tmp_path / "run", **VARIANTS[variant]))
-    document, log = _open_in_browser(path, tmp_path / "profile")
+    document, log = open_in_browser(path, tmp_path / "profile")
     complaints = [line for line in log.splitlines() if "CONSOLE" in line or "Uncaught" in line]
     assert complaints == []
     charts_drawn = re.split(r'<div class="chart', document)[1:]
@@ -347,9 +305,9 @@ def test_browser_shows_the_signals_of_the_task_that_is_chosen(run, tmp_path):
     page = tmp_path / "clicked.html"
     # the page's own policy would not run the click; that it does not is the other half of this test
     page.write_text(open_text.replace("</html>", click), encoding="utf-8")
-    assert 'data-figure="figure-signals-3"' in _open_in_browser(page, tmp_path / "profile")[0]
+    assert 'data-figure="figure-signals-3"' in open_in_browser(page, tmp_path / "profile")[0]
 
     page.write_text(text.replace("</html>", click), encoding="utf-8")
-    document, log = _open_in_browser(page, tmp_path / "profile")
+    document, log = open_in_browser(page, tmp_path / "profile")
     assert 'data-figure="figure-signals-3"' not in document
     assert "Content Security Policy" in log

@@ -13,8 +13,7 @@ from command_line import command, refused
 from kill import differences, outcome
 from sampling import sampled
 from short_runs import config_file, settings, task_files, write_rows
-from test_oracles import EVERY_THREE
-from trainer_kit import adapter, continual, far
+from trainer_kit import EVERY_THREE, adapter, continual, far
 
 from aimmerging import Aim, ContinualTrainer, Method, RehearsalSettings, Replay
 from aimmerging.config import resolve

@@ -6,8 +6,7 @@ import json
 import pytest
 from command_line import command, refused
 from short_runs import config_file, read_rows, settings, stage_record
-from test_oracles import EVERY_THREE
-from trainer_kit import adapter, continual, far
+from trainer_kit import EVERY_THREE, adapter, continual, far
 
 from aimmerging import Aim
 

@@ -164,7 +164,7 @@ def test_an_own_loss_function_is_left_alone(request, tmp_path):
 def test_nor_does_it_in_sft(request, tmp_path):
     pytest.importorskip("trl", reason="the extra aimmerging[trl] is not installed")
     from datasets import Dataset
-    from test_sft import sft
+    from sft_kit import sft
 
     import aimmerging
 

@@ -4,24 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainer_kit import EVERY_THREE, QUIET, AtStep, adapter, arguments, continual, far, load, rows, token_mean
+from trainer_kit import (
+    EVERY_THREE,
+    QUIET,
+    AtStep,
+    Interleaved,
+    adapter,
+    arguments,
+    continual,
+    far,
+    load,
+    logged,
+    merges,
+    rows,
+    token_mean,
+)
 from transformers import Seq2SeqTrainer, Trainer
 
 from aimmerging import Aim, ContinualSeq2SeqTrainer, ContinualTrainer, Method, RehearsalSettings
 from aimmerging.core.memory import draw
 from aimmerging.training.encoding import Collator
-
-
-def merges(trainer):
-    return [event for event in trainer.session.events if event["kind"] == "merge"]
-
-
-def logged(trainer):
-    """What the trainer itself logged a step, without clock times."""
-    return [
-        {name: value for name, value in entry.items() if name in ("loss", "grad_norm", "learning_rate", "step")}
-        for entry in trainer.state.log_history
-    ]
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -67,18 +69,6 @@ def test_without_memory_every_method_is_plain_fine_tuning(tiny_t5, tmp_path):
     first_task.train()
     assert first_task.session.costs.probe_forwards == first_task.session.costs.merges == 0
     assert far(adapter(first_task), adapter(plain)) == 0.0
-
-
-class Interleaved(Method):
-    """Rehearses after the given steps and merges nothing."""
-
-    rehearses = True
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def after_step(self, session):
-        session.rehearse(self.steps.get(session.step, 0))
 
 
 @pytest.mark.parametrize("base", ["tiny_t5", "tiny_llama"])

@@ -10,19 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from trainer_kit import adapter, continual, far, load, rows
+from step_kit import STEADY, in_step, stored
+from trainer_kit import adapter, continual, far
 
-from aimmerging import Aim, ControllerConfig, Method, RehearsalSettings, Replay
+from aimmerging import Aim, Method, Replay
 from aimmerging.config import resolve
 from aimmerging.core.memory import draw_places, step_places
 from aimmerging.errors import ConfigError
 from aimmerging.methods import METHODS, RecurrentKIF, SlowLora, build
-from aimmerging.training.distillation import answer_logits, load_logits, save_logits
+from aimmerging.training.distillation import load_logits, save_logits
 
 BASES = ["tiny_t5", "tiny_llama"]
-STEADY = ControllerConfig(
-    interval=3, rehearsal_steps=3, adaptive=False, threshold_rule="zscore", signal_steps="elapsed", merge_at_end=True
-)
 
 
 @pytest.fixture(params=BASES)
@@ -30,33 +28,10 @@ def folder(request):
     return request.getfixturevalue(request.param)
 
 
-def in_step(**changes):
-    return RehearsalSettings(**{"micro_batch_size": 4, "placement": "step", "share": 0.5, **changes})
-
-
 def trained(folder, out, settings, method=None, **changes):
     trainer = continual(folder, out, method or Replay(), settings=settings, **{"dropout": 0.0, **changes})
     trainer.train()
     return trainer
-
-
-def stored(folder, memory=8):
-    """Answer logits of another adapter for the memory of `continual`, so that the KL has a gradient."""
-    model, codec = load(folder, dropout=0.0)
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.mul_(0.5)
-    model.eval()
-    found = {}
-    for task, seed in (("one", 1), ("two", 2)):
-        batches = [codec.examples([row]) for row in rows(memory // 2, seed)]
-        found[task] = []
-        for [feature] in batches:
-            batch = {name: torch.tensor([value]) for name, value in feature.items()}
-            logits = model(**batch).logits.detach()
-            found[task] += answer_logits(logits, batch["labels"], 8, shift=not codec.encoder_decoder)
-    return found
 
 
 # --- the gradient ----------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 import pytest
 from kill import differences, outcome
+from sft_kit import dataset, sft
 from short_runs import settings, task_files
-from test_sft import dataset, sft
 from trainer_kit import adapter, far
 
 import aimmerging

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_oracles import EVERY_THREE
-from trainer_kit import AtStep, adapter, arguments, continual, far, load, past, rows, snippets
+from trainer_kit import EVERY_THREE, AtStep, adapter, arguments, continual, far, load, past, rows, snippets
 from transformers import Seq2SeqTrainer, Trainer
 
 from aimmerging import (

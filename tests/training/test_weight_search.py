@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_rehearsal_step import STEADY, in_step, stored
+from step_kit import STEADY, in_step, stored
 from trainer_kit import AtStep, adapter, continual, far
 
 from aimmerging import Aim, ControllerConfig, RehearsalSettings, Replay
