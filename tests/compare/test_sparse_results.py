@@ -5,7 +5,7 @@ import results_kit as kit
 
 from aimmerging.compare import charts
 from aimmerging.compare.page import write_page
-from aimmerging.compare.results import analyse
+from aimmerging.compare.results import Place, analyse
 from aimmerging.compare.tables import as_csv, markdown, tables
 from aimmerging.config import resolve
 
@@ -38,7 +38,7 @@ def test_measures_that_every_run_lacks_have_no_column_and_a_note_says_why(tmp_pa
     note = "sequential, replay, aim: a task was scored right after it was learned and after the last one"
     assert [flag for flag in found.flags if flag.startswith(note) and "forgetting and average" in flag]
     assert note in markdown(found)
-    places = [kit.Place(run.method, run.order, run.seed) for run in found.runs]
+    places = [Place(run.method, run.order, run.seed) for run in found.runs]
     write_page(found, dict.fromkeys(places, tmp_path / "cell"), tmp_path / "report.html")
     assert note in (tmp_path / "report.html").read_text()
 
