@@ -81,9 +81,7 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_input_tokens: int = Field(default=1024, ge=1)
     max_output_tokens: int = Field(default=128, ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="of the computation; adapters stay float32"
-    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="to compute in; adapters: float32")
     activation_checkpointing: bool = False
     answer_only_logits: bool = Field(
         default=True,
@@ -174,9 +172,7 @@ class EvaluationConfig(Section):
         description="full: after each task all learned so far. diagonal+last: after each task it alone, after the "
         "last one all; enough for OP, BWT and FWT, in answers that grow with the tasks and not with their square",
     )
-    zero_shot: bool = Field(
-        default=True, description="also before any training and right before learning (GEM transfer)"
-    )
+    zero_shot: bool = Field(default=True, description="also before any training and before each task (GEM transfer)")
     general: list[GeneralSource] = Field(default=[], description="sets that are scored and gated and never trained")
 
 

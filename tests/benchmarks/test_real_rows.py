@@ -29,7 +29,7 @@ def test_long_sequence_example_runs_to_the_end(tmp_path, tiny_t5):
     scores = json.loads((out / "scores.json").read_text())
     assert scores["tasks"] == ["sst-2", "agnews", "cb", "dbpedia"]
     assert all(value is not None for row in scores["matrix"] for value in row[-1:])
-    assert scores["costs"]["merges"] > 0
+    assert scores["costs"]["memory_rows"] > 0
     kept = [json.loads(path.read_text()) for path in sorted(out.glob("stages/*/memory/memory.json"))]
     assert [entry["rows"] for entry in kept] == [16, 16, 16, 16]
     assert "<html" in (out / "report.html").read_text()

@@ -137,10 +137,11 @@ def merges(trainer):
 
 
 def logged(trainer):
-    """What the trainer itself logged a step, without clock times."""
+    """What the trainer itself logged a step, without clock times; our costs are one more entry at the end."""
     return [
         {name: value for name, value in entry.items() if name in ("loss", "grad_norm", "learning_rate", "step")}
         for entry in trainer.state.log_history
+        if "cost/task_rows" not in entry
     ]
 
 

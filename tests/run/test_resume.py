@@ -88,7 +88,7 @@ def test_a_method_goes_on_within_a_task_and_does_not_begin_it_again(name, files,
 @pytest.mark.parametrize(
     ("kind", "name", "number"),
     [
-        (generation, "generate", 4),
+        (generation, "answers", 4),
         (learning, "remember", 1),
         (Session, "_memory_backward", 3),
         (checkpoints, "save_state", 3),
@@ -160,7 +160,7 @@ def signal_at(monkeypatch, kind, name, number, sent):
         (ContinualTrainer, "finish_step", 6, signal.SIGTERM, "stopped at alpha: the training is done and kept"),
         (Session, "_memory_backward", 2, signal.SIGTERM, "stopped at beta: "),
         (learning, "remember", 1, signal.SIGTERM, "stopped at alpha: the training is done and kept"),
-        (generation, "generate", 1, signal.SIGINT, "stopped at alpha: no step of it is kept"),
+        (generation, "answers", 1, signal.SIGINT, "stopped at alpha: no step of it is kept"),
     ],
 )
 def test_a_signal_saves_and_says_so(files, tiny_t5, tmp_path, monkeypatch, kind, name, number, sent, words):

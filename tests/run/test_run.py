@@ -11,7 +11,7 @@ from filelock import FileLock
 from short_runs import config_file, files_of, read_rows, stage_record, task_files, write_rows
 
 from aimmerging.core import metrics
-from aimmerging.run import learning, stage_writer
+from aimmerging.run import learning, story
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +31,14 @@ def no_training(monkeypatch):
 
 def fail_at_second_task(monkeypatch):
     """A crash in the middle of a commit."""
-    write_stage = stage_writer.write_stage
+    write_stage = story.write_stage
 
     def crash(folder, *args, index, **kwargs):
         write_stage(folder, *args, index=index, **kwargs)
         if index == 2:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(stage_writer, "write_stage", crash)
+    monkeypatch.setattr(story, "write_stage", crash)
 
 
 # --- going on --------------------------------------------------------------------------------------------------------
