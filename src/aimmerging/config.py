@@ -91,8 +91,8 @@ class TrainingConfig(Section):
     length_window: int = Field(
         default=0,
         ge=0,
-        description="rows of similar length share a micro-batch, chosen among those of this many steps of the shuffled "
-        "order, so that less is padding; an epoch has the same rows. 0: as shuffled",
+        description="rows of similar length share a micro-batch, so that less is padding: rows of this many steps of "
+        "the shuffled order are exchanged, and a step's are sorted; an epoch has the same rows. 0: as shuffled",
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",

@@ -8,10 +8,11 @@ gradients, and under trainers with a loss of their own, such as TRL's, whose fus
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -57,8 +58,8 @@ class RehearsalSettings:
         seed: of all draws.
         on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
         answer_only_logits: compute logits only where a label counts, on the task too, see TrainingConfig.
-        length_window: optimizer steps on the task among whose rows those of similar length are batched together; above
-            0 the rows of a rehearsal step are sorted by length too. 0 leaves the order to the trainer.
+        length_window: optimizer steps on the task that exchange rows, so that those of similar length share a
+            micro-batch; above 0 the rows of a rehearsal step are sorted too. 0 leaves the order to the trainer.
         placement: `interval`, in steps of their own whenever the method says so; `step`, inside every task step; None,
             as the method has it by default: `step` for AIMMerging without merges, else `interval`.
         share: with `step`, memory rows for each row of a step's batch.
@@ -216,20 +217,26 @@ class StepRehearsal:
         reads = _reads_gradients(session.trainer.method)
         self.apart = settings.computation == "apart" or not self.joint or reads or self._measurement_due
 
-    def make_room(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The step's micro-batches of the task; with the budget `within`, memory rows take the places of the last rows.
+    def make_room(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The step's micro-batches of the task; with the budget `within`, memory rows take the places of task rows.
 
-        One task row always stays. Memory rows for which a batch is too short, as an epoch's last may be, are left out
+        The places are evenly spaced over the step, so which rows it learns does not depend on how it is split. One task
+        row stays in each micro-batch; memory rows for which it is too short, as an epoch's last may be, are left out
         until their next turn.
         """
-        for place, batch in enumerate(batches):
-            if self.settings.budget == "extra" or place >= len(self.parts):
-                yield batch
-                continue
-            rows = len(batch["input_ids"])
-            self.parts[place] = self.parts[place][: rows - 1]
-            left = rows - len(self.parts[place])
-            yield {name: value[:left] for name, value in batch.items()}
+        within = self.settings.budget == "within" and self.parts
+        return self._with_places_taken(batches) if within else batches
+
+    def _with_places_taken(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        step, mine = list(islice(batches, len(self.parts))), list(chain.from_iterable(self.parts))
+        rows = sum(len(batch["input_ids"]) for batch in step)
+        given_up, first = set(memory.even_places(rows, min(len(mine), rows), self.session.step)), 0
+        for place, batch in enumerate(step):
+            end = first + len(batch["input_ids"])
+            kept = [row for row in range(first, end) if row not in given_up] or [first]
+            self.parts[place] = [mine.pop(0) for _ in range(end - first - len(kept))]
+            yield {name: value[[row - first for row in kept]] for name, value in batch.items()}
+            first = end
 
     def ready(self, micro_batches: int) -> None:
         """Make batches of the rows and count them, once it is known how many micro-batches the step really has."""
