@@ -99,7 +99,7 @@ def test_a_method_written_as_the_page_shows_learns_and_rehearses(tmp_path, tiny_
     from aimmerging.data.tasks import Row
     from aimmerging.training.encoding import Codec, Collator
     from aimmerging.training.models import LoraSection, _attach, _load_base
-    from aimmerging.training.session import RehearsalSettings
+    from aimmerging.training.rehearsal_settings import RehearsalSettings
     from aimmerging.training.trainer import ContinualTrainer
 
     base, tokenizer = _load_base(ModelConfig(name=str(tiny_t5)), str(tiny_t5))

@@ -28,7 +28,8 @@ from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.training.encoding import Collator, Feature, Truncation
 from aimmerging.training.models import LoadedModel, adapter_state, set_adapter_state, set_past_adapter
-from aimmerging.training.session import RehearsalSettings, Session
+from aimmerging.training.rehearsal_settings import RehearsalSettings
+from aimmerging.training.session import Session
 from aimmerging.training.trainer import ContinualTrainer
 
 

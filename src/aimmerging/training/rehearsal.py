@@ -1,4 +1,4 @@
-"""Rehearsal inside the task's own steps, with its settings: which memory rows a step learns and how they are added.
+"""Rehearsal inside the task's own steps: which memory rows a step learns and how they are added.
 
 g = g_task + w · g_memory, where g_memory is the gradient of the mean rehearsal loss over the step's memory tokens.
 `joint`: the memory rows are added to the task's batches, their labels hidden from the trainer's own loss, and their
@@ -13,86 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from aimmerging.core import memory
+from aimmerging.core import share as shares
 from aimmerging.core.memory import MemoryRef
+from aimmerging.core.share import Drift
 from aimmerging.core.signals import row_losses, token_losses
 from aimmerging.errors import ConfigError
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
 from aimmerging.training.method import Method
+from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
 if TYPE_CHECKING:
     from aimmerging.training.session import Session
-
-
-class RehearsalLoss(NamedTuple):
-    """ce · CE + kl · T² · KL(stored ‖ current), the mean over a memory batch's answer tokens.
-
-    Attributes:
-        ce: weight of the cross-entropy.
-        kl: weight of the distillation towards the stored answer logits.
-        temperature: T.
-    """
-
-    ce: float = 1.0
-    kl: float = 0.0
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RehearsalSettings:
-    """How a session probes and rehearses; see :mod:`aimmerging.config` for the reasons behind the fields.
-
-    Attributes:
-        batch_size: memory rows a rehearsal step, over all processes.
-        micro_batch_size: rows on a device at once.
-        optimizer: whose moments rehearsal uses, see RehearsalConfig.
-        distillation_weight: of the KL term; 0 means none.
-        distillation_temperature: T of the KL term.
-        probe_rows: memory rows a probe, over all processes.
-        probe_fixed: the same rows at every probe of the task.
-        seed: of all draws.
-        on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
-        answer_only_logits: compute logits only where a label counts, on the task too, see TrainingConfig.
-        length_window: optimizer steps on the task that exchange rows, so that those of similar length share a
-            micro-batch; above 0 the rows of a rehearsal step are sorted too. 0 leaves the order to the trainer.
-        placement: `interval`, in steps of their own whenever the method says so; `step`, inside every task step; None,
-            as the method has it by default: `step` for AIMMerging without merges, else `interval`.
-        share: with `step`, memory rows for each row of a step's batch.
-        budget: with `step`, whether the memory rows come on top (`extra`) or take the places of task rows (`within`).
-        weight: w in g = g_task + w · g_memory.
-        weight_bound: the most that `norm_ratio` may come to.
-        weight_every: steps from one measurement of `norm_ratio` to the next.
-        computation: `joint`, one forward and backward for task and memory; `apart`, one for each, the same gradients.
-    """
-
-    batch_size: int = 32
-    micro_batch_size: int = 8
-    optimizer: Literal["shared", "separate", "reset"] = "shared"
-    distillation_weight: float = 0.0
-    distillation_temperature: float = 2.0
-    probe_rows: int = 16
-    probe_fixed: bool = True
-    seed: int = 0
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    answer_only_logits: bool = True
-    length_window: int = 0
-    placement: Literal["interval", "step"] | None = None
-    share: float = 0.25
-    budget: Literal["extra", "within"] = "extra"
-    weight: float | Literal["norm_ratio"] = 1.0
-    weight_bound: float = 4.0
-    weight_every: int = 8
-    computation: Literal["joint", "apart"] = "joint"
-
-    @property
-    def loss(self) -> RehearsalLoss:
-        """Of a rehearsal step, where a method asks for no other."""
-        return RehearsalLoss(1.0, self.distillation_weight, self.distillation_temperature)
 
 
 def memory_loss(
@@ -167,6 +104,9 @@ class StepRehearsal:
         joint_loss: the last joint loss without the task's, as the optimizer sees it.
         memory_gradients: g_memory where it is computed apart, in the adapter's order; only during `before_step`.
         drifts: loss now minus loss when stored of this process's rows.
+        seen: the drifts of the latest steps, where they set the share.
+        share: memory rows for each row of the step's batch.
+        learned: memory rows of all steps so far, as a share that changes from step to step comes to.
     """
 
     session: "Session" = field(repr=False)
@@ -182,10 +122,15 @@ class StepRehearsal:
     joint_loss: float | Tensor = 0.0
     memory_gradients: list[Tensor] | None = None
     drifts: list[Tensor] = field(default_factory=list)
+    seen: list[Drift] = field(default_factory=list)
+    share: float = 0.0
+    learned: float = 0.0
 
     def __post_init__(self) -> None:
         if self.settings.weight != "norm_ratio":
             self.weight = self.settings.weight
+        if self.active and isinstance(self.settings.share, tuple):
+            check_losses_kept(self.session, "a share between two bounds is set")
 
     @property
     def settings(self) -> RehearsalSettings:
@@ -211,11 +156,20 @@ class StepRehearsal:
         self.loss, self.joint_loss, self.drifts = 0.0, 0.0, []
         if not self.active:
             return
-        places = memory.step_places(settings.share * session.batch_size, session.step)
-        mine = session.own(memory.draw_places(session.sizes, places, settings.seed))
+        mine = session.own(memory.draw_places(session.sizes, self._places(), settings.seed))
         self.parts = [mine[place::micro_batches] for place in range(micro_batches)]
         reads = _reads_gradients(session.trainer.method)
         self.apart = settings.computation == "apart" or not self.joint or reads or self._measurement_due
+
+    def _places(self) -> range:
+        """Of the step's memory rows in the sequence of draws."""
+        share, rows = self.settings.share, self.session.batch_size
+        if not isinstance(share, tuple):
+            self.share = share
+            return memory.step_places(share * rows, self.session.step)
+        self.share = shares.share(self.seen, *share)
+        first, self.learned = self.learned, self.learned + self.share * rows
+        return range(int(first), int(self.learned))
 
     def make_room(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The step's micro-batches of the task; with the budget `within`, memory rows take the places of task rows.
@@ -357,7 +311,13 @@ class StepRehearsal:
             return {}
         [loss] = self.session.sum_over_ranks(float(self.loss))
         loss = loss if self.rows and math.isfinite(loss) else None
-        return {"memory_rows": self.rows, "rehearsal_loss": loss, "rehearsal_weight": self.weight}
+        found = {"memory_rows": self.rows, "rehearsal_loss": loss, "rehearsal_weight": self.weight}
+        if not isinstance(self.settings.share, tuple):
+            return found
+        drifts = [float(drift) for drift in self.drifts]
+        rows, *sums = self.session.sum_over_ranks(len(drifts), sum(drifts), sum(drift**2 for drift in drifts))
+        self.seen = shares.seen(self.seen, Drift(int(rows), *sums))
+        return found | {"rehearsal_share": self.share}
 
     def forgetting(self) -> float | None:
         """Mean over the step's rows of (loss now − loss when stored), nats a token; None for a step without such rows.
@@ -397,6 +357,29 @@ def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
     width = max(above.shape[1], below.shape[1])
     pad = torch.nn.functional.pad
     return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in (above, below)])
+
+
+def check_losses_kept(session: "Session", use: str) -> None:
+    """Refuse memory rows without the loss that they had when they were stored.
+
+    Args:
+        session: with the rows.
+        use: what the losses are for, as the beginning of a sentence.
+
+    Raises:
+        ConfigError: naming the tasks.
+    """
+    bare = [
+        task
+        for task, rows in session.sizes.items()
+        if sum(math.isfinite(kept.loss) for kept in session.answers.get(task, ())) < rows
+    ]
+    if bare:
+        raise ConfigError(
+            f"{use} by the loss that is kept beside each memory row, and rows of {', '.join(bare)} have none; set "
+            "memory.stored_logits above 0 from the first task on (in Python: pass `answers`), or rehearse without: "
+            "rehearsal.placement interval, or rehearsal.share as one number"
+        )
 
 
 def check_method(method: type[Method], name: str, placement: str | None) -> None:

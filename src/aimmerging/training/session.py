@@ -28,13 +28,12 @@ from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.length_batches import length
 from aimmerging.training.models import adapter_state, set_adapter_state
 from aimmerging.training.rehearsal import (
-    RehearsalLoss,
-    RehearsalSettings,
     StepRehearsal,
     check_method,
     memory_loss,
     rehearsal_moments,
 )
+from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
 _OWN = ""  # what the task that is being learned is called in a draw; tasks have names
 

@@ -26,7 +26,8 @@ from aimmerging.training.hf_hooks import TrainerHooks
 from aimmerging.training.memory_folder import Memory, recall, remember
 from aimmerging.training.method import Method
 from aimmerging.training.rehearsal import MemoryBatch, join
-from aimmerging.training.session import RehearsalSettings, Session
+from aimmerging.training.rehearsal_settings import RehearsalSettings
+from aimmerging.training.session import Session
 
 
 class _MethodCallback(TrainerCallback):
