@@ -120,6 +120,11 @@ def step_places(rows_per_step: float, step: int) -> range:
     return range(first, end)
 
 
+def spread_places(rows: int, count: int) -> list[int]:
+    """Return `count` of the places 0..rows − 1, spread evenly; all of them where `count` is `rows`."""
+    return [(number + 1) * rows // count - 1 for number in range(count)]
+
+
 def _permutation(size: int, key: str) -> list[int]:
     """A permutation that depends on the key alone; Python keeps this stream stable over its versions."""
     order = list(range(size))
