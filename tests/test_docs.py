@@ -66,7 +66,9 @@ def test_every_file_that_a_rooms_line_names_is_there():
         room = ROOT / "src" / "aimmerging" / line.split("`")[1] if line.startswith("| `") else ROOT / "none"
         if room.is_dir():
             names = set(re.findall(r"`([a-z_0-9]+)/?`", line.split("|")[2])) - streams
-            gone += [f"{room.name}/{name}" for name in sorted(names) if not [*room.glob(f"{name}.py"), *room.glob(name)]]
+            gone += [
+                f"{room.name}/{name}" for name in sorted(names) if not [*room.glob(f"{name}.py"), *room.glob(name)]
+            ]
     assert gone == []
 
 

@@ -87,7 +87,10 @@ def step(number, loss):
 
 def test_a_loss_that_did_not_fall_is_a_warning():
     rising = [step(number, 2.0 + number / 10) for number in range(12)]
-    assert "did not fall: 2.1 in the first quarter of the steps, 3 in the last" in schedule.after_training(rising, moved=1.0)[0]
+    assert (
+        "did not fall: 2.1 in the first quarter of the steps, 3 in the last"
+        in schedule.after_training(rising, moved=1.0)[0]
+    )
     assert schedule.after_training([{"kind": "merge"}, *rising[::-1]], moved=1.0) == []
     assert schedule.after_training(rising[:7], moved=1.0) == [], "too few steps to tell"
     assert schedule.after_training([step(number, 1e-3) for number in range(12)], moved=1.0) == [], "learned already"
@@ -115,7 +118,11 @@ def test_a_warm_up_longer_than_the_training_is_said_everywhere(tiny_llama, tmp_p
 @pytest.mark.parametrize(
     ("changes", "before", "after"),
     [
-        ({"learning_rate": 1e-9}, "8 steps at a rate of 1.0e-09 move a weight by at most about 8.0e-09", "no weight of"),
+        (
+            {"learning_rate": 1e-9},
+            "8 steps at a rate of 1.0e-09 move a weight by at most about 8.0e-09",
+            "no weight of",
+        ),
         ({"max_grad_norm": 1e-13}, "", "no weight of the adapter moved by more than"),
         ({}, "", ""),
     ],
