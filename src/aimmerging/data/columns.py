@@ -91,11 +91,11 @@ def check_mapping(columns: Mapping[str, str | None], report: Report) -> bool:
         problems.append("columns: instruction stands before an input; for messages, name the column as `system`")
     if "system" in columns and ("input" in columns or "output" in columns):
         problems.append("columns: system belongs to messages; for input and output, name the column as `instruction`")
-    twice = [(ours, value) for ours, value in columns.items() if value is not None and ours in COLUMNS]
+    read = [] if problems else [(ours, value) for ours, value in columns.items() if ours != "id"]
     problems += [
         f"columns: {ours} and {other} are both {value!r}, so one would hold the other; give each a column of its own"
-        for place, (ours, value) in enumerate(twice)
-        for other, found in twice[place + 1 :]
+        for place, (ours, value) in enumerate(read)
+        for other, found in read[place + 1 :]
         if found == value
     ]
     for problem in problems:
