@@ -59,6 +59,19 @@ def test_architecture_names_every_module_of_a_room():
     assert missing == []
 
 
+def test_every_file_that_a_rooms_line_names_is_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    gone, streams = [], {"skills15", "skills50"}
+    for line in text.split("## The rooms")[1].splitlines():
+        room = ROOT / "src" / "aimmerging" / line.split("`")[1] if line.startswith("| `") else ROOT / "none"
+        if room.is_dir():
+            names = set(re.findall(r"`([a-z_0-9]+)/?`", line.split("|")[2])) - streams
+            gone += [
+                f"{room.name}/{name}" for name in sorted(names) if not [*room.glob(f"{name}.py"), *room.glob(name)]
+            ]
+    assert gone == []
+
+
 def test_links_between_documents_lead_somewhere():
     broken = []
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 
 def memory_loss(
-    logits: Tensor, labels: Tensor, answers: Sequence[AnswerLogits] | None, weights: RehearsalLoss, *, shift: bool
+    logits: Tensor, labels: Tensor, answers: Sequence[AnswerLogits | None], weights: RehearsalLoss, *, shift: bool
 ) -> Tensor:
-    """The rehearsal loss summed over answer tokens; without the KL where a row's stored logits are missing.
+    """The rehearsal loss summed over answer tokens; a row whose stored logits are missing has no KL.
 
     Args:
         logits: [rows, length, vocabulary].
         labels: [rows, length], -100 where there is no answer.
-        answers: stored logits of the rows; None where some row has none.
+        answers: stored logits of the rows; None for a row that has none.
         weights: of the terms.
         shift: True for decoder-only models.
     """
     loss = weights.ce * token_losses(logits, labels, shift=shift).sum()
-    if answers is None or not weights.kl:
+    if not weights.kl or all(row is None for row in answers):
         return loss
     return loss + weights.kl * distillation_loss(logits, labels, answers, shift=shift, temperature=weights.temperature)
 
@@ -77,12 +77,12 @@ class MemoryBatch(NamedTuple):
 
     Attributes:
         batch: as the model takes it, with its labels.
-        answers: their stored logits; None where a row has none.
+        answers: their stored logits; None for a row that has none.
         stored: their losses when they were stored; NaN where it is not known.
     """
 
     batch: dict[str, Tensor]
-    answers: list[AnswerLogits] | None
+    answers: list[AnswerLogits | None]
     stored: list[float]
 
 
@@ -96,7 +96,9 @@ class StepRehearsal:
         measured: step before which `norm_ratio` was last measured; None before.
         joint: whether the trainer's loss leaves the model's logits, with their gradients, to a joint computation.
         apart: whether the step computes the gradients apart.
-        parts: this process's rows by micro-batch.
+        drawn: this process's rows.
+        parts: the same by micro-batch.
+        unlabelled: micro-batches of this process all of whose task rows gave way.
         waiting: the same as batches, those that are still to come; None where a micro-batch has none.
         rows: memory rows of the step, over all processes.
         tokens: their answer tokens.
@@ -114,7 +116,9 @@ class StepRehearsal:
     measured: int | None = None
     joint: bool = True
     apart: bool = False
+    drawn: list[MemoryRef] = field(default_factory=list)
     parts: list[list[MemoryRef]] = field(default_factory=list)
+    unlabelled: int = 0
     waiting: list[MemoryBatch | None] = field(default_factory=list)
     rows: int = 0
     tokens: float = 0.0
@@ -153,11 +157,11 @@ class StepRehearsal:
         """Choose the coming step's rows, a function of seed and step, and spread them over its micro-batches."""
         session, settings = self.session, self.settings
         self.apart, self.parts, self.waiting, self.rows, self.tokens = False, [], [], 0, 0.0
-        self.loss, self.joint_loss, self.drifts = 0.0, 0.0, []
+        self.loss, self.joint_loss, self.drifts, self.unlabelled = 0.0, 0.0, [], 0
         if not self.active:
             return
-        mine = session.own(memory.draw_places(session.sizes, self._places(), settings.seed))
-        self.parts = [mine[place::micro_batches] for place in range(micro_batches)]
+        self.drawn = session.own(memory.draw_places(session.sizes, self._places(), settings.seed))
+        self.parts = [self.drawn[place::micro_batches] for place in range(micro_batches)]
         reads = _reads_gradients(session.trainer.method)
         self.apart = settings.computation == "apart" or not self.joint or reads or self._measurement_due
 
@@ -174,23 +178,23 @@ class StepRehearsal:
     def make_room(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The step's micro-batches of the task; with the budget `within`, memory rows take the places of task rows.
 
-        The places are evenly spaced over the step, so which rows it learns does not depend on how it is split. One task
-        row stays in each micro-batch; memory rows for which it is too short, as an epoch's last may be, are left out
-        until their next turn.
+        The places are spread evenly over the step's rows, other ones from step to step, so they do not depend on its
+        split into micro-batches. One
+        task row always stays: memory rows for which the step is too short, as an epoch's last may be, are left out
+        until their next turn. A micro-batch that loses every row keeps one without its labels, because the model needs
+        a row to compute on.
         """
-        within = self.settings.budget == "within" and self.parts
-        return self._with_places_taken(batches) if within else batches
-
-    def _with_places_taken(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        step, mine = list(islice(batches, len(self.parts))), list(chain.from_iterable(self.parts))
-        rows = sum(len(batch["input_ids"]) for batch in step)
-        given_up, first = set(memory.even_places(rows, min(len(mine), rows), self.session.step)), 0
-        for place, batch in enumerate(step):
-            end = first + len(batch["input_ids"])
-            kept = [row for row in range(first, end) if row not in given_up] or [first]
-            self.parts[place] = [mine.pop(0) for _ in range(end - first - len(kept))]
-            yield {name: value[[row - first for row in kept]] for name, value in batch.items()}
-            first = end
+        if self.settings.budget == "extra" or not self.parts:
+            return batches
+        found = list(islice(batches, len(self.parts)))
+        sizes = [len(batch["input_ids"]) for batch in found]
+        refs = self.drawn[: max(sum(sizes) - 1, 0)]
+        taken = dict(zip(memory.even_places(sum(sizes), len(refs), self.session.step), refs, strict=True))
+        steps = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        self.parts = [[taken[place] for place in step if place in taken] for step in steps]
+        left = [[row for row, place in enumerate(step) if place not in taken] for step in steps]
+        self.unlabelled = sum(not rows for rows in left)
+        return iter([_only_rows(batch, rows) for batch, rows in zip(found, left, strict=True)])
 
     def ready(self, micro_batches: int) -> None:
         """Make batches of the rows and count them, once it is known how many micro-batches the step really has."""
@@ -256,7 +260,7 @@ class StepRehearsal:
         """A row without a label."""
         task = next(task for task, size in self.session.sizes.items() if size)
         batch, _ = self.session.collated([MemoryRef(task, 0)])
-        return MemoryBatch({**batch, "labels": torch.full_like(batch["labels"], -100)}, None, [])
+        return MemoryBatch({**batch, "labels": torch.full_like(batch["labels"], -100)}, [None], [])
 
     def _forward(self, memory_batch: MemoryBatch, model: Any) -> Tensor:
         inputs = {name: value for name, value in memory_batch.batch.items() if name != "labels"}
@@ -350,6 +354,12 @@ def join(inputs: Mapping[str, Tensor], memory_batch: MemoryBatch, model: Any) ->
             "cannot share a batch; give the memory the same fields, or set rehearsal.placement to interval"
         )
     return {name: _stacked(inputs[name], other[name], -100 if name == "labels" else 0) for name in inputs}
+
+
+def _only_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Some rows of a batch; where there are none, its first row without labels."""
+    part = {name: value[list(rows) or [0]] for name, value in batch.items()}
+    return part if rows else part | {"labels": torch.full_like(part["labels"], -100)}
 
 
 def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:

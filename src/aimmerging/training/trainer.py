@@ -233,6 +233,7 @@ class ContinualMixin(TrainerHooks):
         """Record the step and hand over to the method."""
         session, rehearsal = self.session, self.session.in_step
         session.costs.task_updates += 1
+        self._step_rows -= rehearsal.unlabelled * session.world
         session.costs.task_rows += self._step_rows
         [total] = session.sum_over_ranks(float(torch.stack(self._micro_losses).sum()))
         self._micro_losses.clear()
