@@ -81,6 +81,9 @@ class TrainingConfig(Section):
     max_output_tokens: int = Field(default=128, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="to compute in; adapters: float32")
     activation_checkpointing: bool = False
+    compile: bool = Field(
+        default=False, description="torch.compile for task and rehearsal; probe and scoring run plain"
+    )
     answer_only_logits: bool = Field(
         default=True,
         description="the output layer runs only at the positions that predict an answer token, not over the prompt: "
@@ -123,9 +126,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class RehearsalConfig(Section):
     """How memory rows are learned again."""
 
-    batch_size: int | None = Field(
-        default=None, ge=1, description="rows a rehearsal step; default: training.batch_size"
-    )
+    batch_size: int | None = Field(default=None, ge=1, description="rows a rehearsal step; default: training's")
     optimizer: Literal["shared", "separate", "reset"] = Field(
         default="shared",
         description="shared: one optimizer, as published. separate: rehearsal has moments of its own. reset: shared, "

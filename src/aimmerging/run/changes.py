@@ -22,6 +22,7 @@ ACCEPTABLE = (
     "model.attention",
     "training.activation_checkpointing",
     "training.answer_only_logits",
+    "training.compile",
     "training.device",
     "training.logging_steps",
     "training.micro_batch_size",

@@ -194,6 +194,7 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         activation_checkpointing=training.activation_checkpointing,
+        torch_compile=training.compile,
         bf16=training.precision == "bf16",
         fp16=training.precision == "fp16",
         use_cpu=training.device == "cpu",

@@ -20,7 +20,7 @@ KEPT = "logits_to_keep"
 """Transformers' name of the positions, [rows, kept] int64."""
 
 _taught: WeakSet[Any] = WeakSet()
-"""Models whose own forward does not take positions and that were given hooks for it."""
+"""Models that were given hooks for positions, because their own forward does not take any or is compiled."""
 
 
 def narrowed(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,10 +67,21 @@ def _takes_positions(model: Any) -> bool:
         return False
     if _forward_takes_positions(type(model)) or model in _taught:
         return True
-    if model.get_output_embeddings() is None:
-        return False
-    _teach(model)
-    return True
+    return _teach(model)
+
+
+def prepare_for_compile(model: Any) -> None:
+    """Select positions by hooks even where a model's forward takes them.
+
+    Transformers selects by `take_along_dim`, in which torch.compile fixes the length of the batch: each length would
+    have a graph of its own, and after eight of them nothing would be compiled any more.
+
+    Args:
+        model: of transformers, with or without PEFT's wrapper.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not base.config.is_encoder_decoder and base not in _taught:
+        _teach(base)
 
 
 @cache
@@ -87,8 +98,10 @@ class _Selection:
         self.positions: Tensor | None = None
 
     def take(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before the model's forward: keep the positions, which it does not know."""
-        self.positions = kwargs.get(KEPT)
+        """Before the model's forward: keep the positions; a number of last ones, as `generate` has it, is passed on."""
+        if not isinstance(kwargs.get(KEPT), Tensor):
+            return args, kwargs
+        self.positions = kwargs[KEPT]
         return args, {name: value for name, value in kwargs.items() if name != KEPT}
 
     def select(self, layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -96,12 +109,16 @@ class _Selection:
         if self.positions is None:
             return None
         positions, self.positions = self.positions, None
-        return (torch.take_along_dim(args[0], positions[..., None], dim=1), *args[1:])
+        hidden = args[0]
+        return (hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1])), *args[1:])
 
 
-def _teach(model: Any) -> None:
-    """Let a model take positions that its own forward does not know; without any it computes what it always did."""
+def _teach(model: Any) -> bool:
+    """Let a model take positions by hooks, if it has an output layer; without any it computes what it always did."""
+    if model.get_output_embeddings() is None:
+        return False
     selection = _Selection()
     model.register_forward_pre_hook(selection.take, with_kwargs=True)
     model.get_output_embeddings().register_forward_pre_hook(selection.select)
     _taught.add(model)
+    return True

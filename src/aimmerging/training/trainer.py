@@ -20,6 +20,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from aimmerging.errors import ModelError
 from aimmerging.training import guard, trackers
 from aimmerging.training.adapters import check_plain_lora
+from aimmerging.training.answer_logits import prepare_for_compile
 from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import TrainerHooks
@@ -124,6 +125,8 @@ class ContinualMixin(TrainerHooks):
         settings = rehearsal or RehearsalSettings()
         settings = replace(settings, placement=settings.placement or method.placement)
         self.session = Session(trainer, memory or {}, answers or {}, settings)
+        if trainer.args.torch_compile and settings.answer_only_logits:
+            prepare_for_compile(self.session.model)
         self.session.in_step.joint = super().compute_loss.__func__ is Trainer.compute_loss  # pyright: ignore[reportAttributeAccessIssue]
         self.unmoved: list[torch.Tensor] | None = None
         self._micro_losses: list[torch.Tensor] = []

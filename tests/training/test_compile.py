@@ -1,0 +1,74 @@
+"""A compiled training learns what a plain one does, and a merge compiles nothing anew: parameters keep their places."""
+
+import warnings
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from trainer_kit import EVERY_THREE, adapter, continual, far, merges
+from transformers import TrainerCallback
+
+from aimmerging import RehearsalSettings
+from aimmerging.config import resolve
+from aimmerging.methods.aim import Aim
+from aimmerging.run.learning import training_arguments
+
+
+class Graphs(TrainerCallback):
+    """How many graphs are compiled after each step, with all that a method does after it."""
+
+    def __init__(self):
+        self.after = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.after.append(counters["stats"]["unique_graphs"])
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def trained(folder, out, placement, **changes):
+    """Sixteen steps with merges; no dropout, whose masks a compiled graph may draw in another order."""
+    settings = RehearsalSettings(batch_size=4, micro_batch_size=4, probe_rows=4, placement=placement)
+    trainer = continual(folder, out, Aim(EVERY_THREE), settings=settings, dropout=0.0, max_steps=16, **changes)
+    graphs = Graphs()
+    trainer.add_callback(graphs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*recompile_limit")
+        trainer.train()
+    return trainer, graphs.after
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_t5"])
+@pytest.mark.parametrize(
+    "backend", ["eager", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("aot_eager", "inductor"))]
+)
+def test_a_compiled_training_merges_as_a_plain_one_and_compiles_nothing_after_a_merge(
+    model, backend, request, tmp_path
+):
+    folder = request.getfixturevalue(model)
+    plain, none = trained(folder, tmp_path, "interval")
+    assert set(none) == {0}
+    compiled, graphs = trained(folder, tmp_path, "interval", torch_compile=True, torch_compile_backend=backend)
+    steps = [event["step"] for event in merges(compiled)]
+    assert len(steps) >= 3
+    assert steps == [event["step"] for event in merges(plain)]
+    assert far(adapter(compiled), adapter(plain)) < 1e-4
+    # the first merge comes with the first rehearsal, which has a graph of its own
+    first = steps[0]
+    assert graphs[first - 1] > 0
+    assert graphs[first:] == [graphs[first - 1]] * len(graphs[first:])
+
+
+def test_the_setting_reaches_the_trainer(tmp_path):
+    def compiles(**training):
+        config = resolve({"benchmark": "skills", "training": {"device": "cpu", **training}})
+        return training_arguments(config, tmp_path, 0, steps=8).torch_compile
+
+    assert compiles(compile=True)
+    assert not compiles()
