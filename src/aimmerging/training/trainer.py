@@ -95,7 +95,7 @@ class ContinualMixin(TrainerHooks):
 
     Raises:
         ModelError: nothing of the model is trainable, the method merges and the adapter is not plain LoRA, or it runs
-            under DeepSpeed, which is not supported.
+            under DeepSpeed or FSDP, which are not supported.
     """
 
     def __init__(
@@ -109,8 +109,9 @@ class ContinualMixin(TrainerHooks):
     ) -> None:
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        if trainer.is_deepspeed_enabled:
-            raise ModelError("DeepSpeed is not supported: merges under its partitioned optimizer are untested; use DDP")
+        for name, used in (("DeepSpeed", trainer.is_deepspeed_enabled), ("FSDP", trainer.is_fsdp_enabled)):
+            if used:
+                raise ModelError(f"{name} is not supported: merges of what it shards are untested; use DDP")
         # an encoder-decoder's loss is a mean over the micro-batch, although its forward takes any keyword
         returns_mean = trainer.model.config.is_encoder_decoder or not trainer.model_accepts_loss_kwargs
         self._weighs_loss = returns_mean and trainer.compute_loss_func is None
