@@ -42,7 +42,7 @@ class Ella(IncLora):
 
     about = About(
         "ELLA, arXiv 2601.02232",
-        "one adapter a task, and a dense matrix a layer in memory",
+        "one adapter a task, and W_past",
         "1, k adapters' forward, and a dense product a layer",
         "by hand; alignment falls; IncLoRA at λ = 0",
     )
