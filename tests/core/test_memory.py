@@ -7,7 +7,7 @@ import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.core.memory import POLICIES, RELEASED, Example, MemoryRef, draw, limit, select
+from aimmerging.core.memory import POLICIES, RELEASED, Example, MemoryRef, draw, limit, select, spread_places
 from aimmerging.errors import ConfigError
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -205,3 +205,15 @@ def test_a_known_draw():
     """Pinned: a resumed run continues with the rows that the interrupted one would have seen."""
     expected = [("a", 1), ("b", 1), ("a", 2), ("b", 0), ("a", 0)]
     assert draw({"a": 3, "b": 2}, 5, 0, 0) == [MemoryRef(*ref) for ref in expected]
+
+
+@given(st.integers(1, 60), st.data())
+def test_spread_places_are_distinct_and_even(rows, data):
+    """No stretch of the step gives up more than its share of rows, rounded up."""
+    count = data.draw(st.integers(0, rows))
+    places = spread_places(rows, count)
+    assert len(set(places)) == count
+    assert all(0 <= place < rows for place in places)
+    for size in range(1, rows + 1):
+        taken = [sum(start <= place < start + size for place in places) for start in range(rows - size + 1)]
+        assert max(taken) <= math.ceil(size * count / rows)

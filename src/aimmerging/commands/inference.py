@@ -42,6 +42,10 @@ class Learned(NamedTuple):
         """Names of the tasks that were learned up to the stage."""
         return [name for stage in self._stages() for name in stage.tasks]
 
+    def memory(self) -> list[Task]:
+        """The tasks that were learned up to the stage, with the training rows that the run still has."""
+        return [replace(task, test=()) for task in preflight.past_tasks(self._stages())]
+
     def _stages(self) -> list[Stage]:
         """The stages up to this one; one that was set aside comes after those before it."""
         return [*(one for one in self.run.stages if one.record.index < self.stage.record.index), self.stage]
@@ -137,8 +141,10 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     sets, ability = learned.evaluation_sets(), learned.general_sets()
     missing = [name for name in learned.tasks() if name not in {one.name for one in sets}]
     if other is not None:
-        sets, ability = [EvaluationSet.of(other, "test")], []
-        preflight.check([replace(other, train=(), validation=())], loaded.codec, loaded.settings, progress)
+        sets, ability, tested = [EvaluationSet.of(other, "test")], [], replace(other, train=(), validation=())
+        preflight.check([tested], loaded.codec, loaded.settings, progress)
+        for finding in preflight.overlaps([tested], learned.memory()):
+            progress.say(f"note: {finding}")
     elif missing:
         progress.say(f"note: no score for {', '.join(missing)}: their test rows were dropped on request")
     scores: dict[str, float] = {}
