@@ -30,6 +30,15 @@ def test_eval_gives_the_scores_of_the_last_column(trained):
     assert files_of(trained.run) == before
 
 
+def test_eval_on_rows_that_were_learned_says_so(tmp_path_factory, tiny_t5, tmp_path):
+    run = short_runs.trained(tmp_path_factory, tiny_t5, "t5").run
+    kept = read_rows(run / "stages/01-alpha/memory/rows.jsonl")
+    rows = [{"input": row["input"], "output": row["output"]} for row in kept]
+    told = command("eval", run, "--task", write_rows(tmp_path / "mine.jsonl", rows)).err
+    assert f"{len(kept)} of {len(kept)} rows stand again in the training rows of task 'alpha'" in told
+    assert "stand again" not in command("eval", run, "--task", run / "stages/01-alpha/test/01.jsonl").err
+
+
 def test_eval_of_another_task(trained, tmp_path):
     """A folder's test rows, or all rows of a file; the letter of the learned task is right for three of four."""
     last = json.loads(trained.result.out)["matrix"]

@@ -42,6 +42,10 @@ class Learned(NamedTuple):
         """Names of the tasks that were learned up to the stage."""
         return [name for stage in self._stages() for name in stage.tasks]
 
+    def memory(self) -> list[Task]:
+        """The tasks that were learned up to the stage, with the training rows that the run still has."""
+        return [replace(task, test=()) for task in preflight.past_tasks(self._stages())]
+
     def _stages(self) -> list[Stage]:
         """The stages up to this one; one that was set aside comes after those before it."""
         return [*(one for one in self.run.stages if one.record.index < self.stage.record.index), self.stage]
@@ -101,9 +105,11 @@ def task_at(path: str, name: str | None, metric: str, columns: Mapping[str, str 
 
 
 def rows_at(
-    text: str | None, file: Path | None, columns: Mapping[str, str | None] | None
+    text: str | None, file: Path | None, columns: Mapping[str, str | None] | None, *, escaped: bool = False
 ) -> tuple[list[Row], list[str]]:
     """The rows to answer, and what was met while reading them: one text, or the inputs of a file.
+
+    With `escaped` the text was given after `--`, so it is none of the options that it may look like.
 
     Raises:
         ConfigError: both or neither are given, the text is none, or columns are named for a text.
@@ -117,7 +123,7 @@ def rows_at(
     if columns is not None:
         raise ConfigError("--columns names the columns of --input FILE; give both, or neither")
     assert text is not None
-    check_text(text)
+    check_text(text, escaped=escaped)
     return [Row("text", text, "")], []
 
 
@@ -135,8 +141,10 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     sets, ability = learned.evaluation_sets(), learned.general_sets()
     missing = [name for name in learned.tasks() if name not in {one.name for one in sets}]
     if other is not None:
-        sets, ability = [EvaluationSet.of(other, "test")], []
-        preflight.check([replace(other, train=(), validation=())], loaded.codec, loaded.settings, progress)
+        sets, ability, tested = [EvaluationSet.of(other, "test")], [], replace(other, train=(), validation=())
+        preflight.check([tested], loaded.codec, loaded.settings, progress)
+        for finding in preflight.overlaps([tested], learned.memory()):
+            progress.say(f"note: {finding}")
     elif missing:
         progress.say(f"note: no score for {', '.join(missing)}: their test rows were dropped on request")
     scores: dict[str, float] = {}
@@ -150,7 +158,7 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     return found | ({"general": {one.name: scores[one.name] for one in ability}} if ability else {})
 
 
-def check_text(text: str) -> None:
+def check_text(text: str, *, escaped: bool = False) -> None:
     """Refuse what is no text to answer, and what was most likely meant as an option.
 
     Raises:
@@ -158,7 +166,7 @@ def check_text(text: str) -> None:
     """
     if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
-    meant = did_you_mean(text, PREDICT_OPTIONS) if text.startswith("--") else ""
+    meant = did_you_mean(text, PREDICT_OPTIONS) if text.startswith("--") and not escaped else ""
     if meant and text not in PREDICT_OPTIONS:
         raise ConfigError(f"{text!r} is no option{meant}; to have the text itself answered, put -- before it")
 

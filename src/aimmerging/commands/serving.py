@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from aimmerging.commands.options import (
     ColumnsOption,
@@ -19,6 +20,7 @@ from aimmerging.commands.options import (
 from aimmerging.errors import ConfigError
 
 app = typer.Typer()
+_ESCAPED = "aimmerging.escaped"
 
 
 @app.command(name="eval")
@@ -50,8 +52,18 @@ def evaluate(
     print_table(f"Scores after learning {result['after']}", ["task", "rows", "points"], rows)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+class _NotesEscape(TyperCommand):
+    """Notes whether `--` was given, which click takes out of the arguments."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's."""
+        ctx.meta[_ESCAPED] = "--" in args
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_NotesEscape, context_settings={"ignore_unknown_options": True})
 def predict(
+    ctx: typer.Context,
     run_dir: RunArgument,
     text: Annotated[str | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="File of rows with inputs.")] = None,
@@ -70,7 +82,8 @@ def predict(
 
     from aimmerging.commands.inference import answer, rows_at
 
-    rows, notes = rows_at(text, input_file, None if columns is None else parse_columns(columns))
+    named = None if columns is None else parse_columns(columns)
+    rows, notes = rows_at(text, input_file, named, escaped=ctx.meta[_ESCAPED])
     with telling() as progress:
         for note in notes:
             progress.say(f"note: {note}")

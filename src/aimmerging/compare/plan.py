@@ -29,6 +29,7 @@ from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import METHODS, build
 from aimmerging.run import preflight, sources
 from aimmerging.run.changes import check_same_config
+from aimmerging.run.preparation import with_located_model
 from aimmerging.store import files, records, run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.progress import Progress
@@ -351,7 +352,7 @@ def _finished(cell: Cell) -> bool:
     if not (cell.out / "config.yaml").exists():
         return False
     run = RunDirectory.open(cell.out)
-    check_same_config(run, cell.config)
+    check_same_config(run, with_located_model(cell.config, cell.out, cell.base))
     return list(run.learned) == cell.config.order
 
 

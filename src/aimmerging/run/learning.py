@@ -174,7 +174,8 @@ def _restore_end(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> T
         set_past_adapter(loaded.model, tree["carried"])
     method.restore(tree["method"])
     costs, count = RunningCosts(**tree["costs"]), Truncation(**tree["truncation"])
-    return Trained(costs, tree["events"], count, tree["evaluated"], tree["moved"])
+    # a training that ended before this was kept has lost it, and nothing can be said of it
+    return Trained(costs, tree["events"], count, tree["evaluated"], tree.get("moved", math.inf))
 
 
 def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int) -> TrainingArguments:

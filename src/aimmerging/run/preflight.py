@@ -55,7 +55,7 @@ def examine(tasks: Sequence[Task], codec: Codec, settings: Any, *, past: Sequenc
     for task in tasks:
         found += [Finding(kind="reading", task=task.name, text=note) for note in task.notes]
         found += label_checks.examine(task)
-    return found + _overlaps(tasks, past)
+    return found + overlaps(tasks, past)
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -325,7 +325,7 @@ _WORDS: dict[str, _Words] = {
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def _overlaps(tasks: Sequence[Task], past: Sequence[Task]) -> list[Finding]:
+def overlaps(tasks: Sequence[Task], past: Sequence[Task]) -> list[Finding]:
     """Rows of the new tasks that are tested on, or learned, a second time."""
     found: list[Finding] = []
     new, trained = {task.name for task in tasks}, stream_checks.asked([*past, *tasks])
