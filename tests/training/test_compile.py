@@ -5,14 +5,15 @@ import warnings
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from trainer_kit import EVERY_THREE, adapter, continual, far, merges
+from trainer_kit import EVERY_THREE, adapter, arguments, continual, far, load, merges, past, rows
 from transformers import TrainerCallback
 
-from aimmerging import RehearsalSettings
+from aimmerging import ContinualTrainer, RehearsalSettings
 from aimmerging.config import resolve
 from aimmerging.methods.aim import Aim
 from aimmerging.methods.simple import Replay
 from aimmerging.run.learning import training_arguments
+from aimmerging.training.encoding import Collator
 
 
 class Graphs(TrainerCallback):
@@ -77,6 +78,25 @@ def test_rehearsal_inside_the_step_is_compiled_for_all_lengths_at_once(model, re
     assert compiled.session.costs.memory_rows > 0
     assert far(adapter(compiled), adapter(plain)) < 1e-4
     assert graphs[4:] == [graphs[4]] * len(graphs[4:])
+
+
+def test_the_next_task_takes_over_the_graphs_of_the_one_before(tiny_llama, tmp_path):
+    model, codec = load(tiny_llama, dropout=0.0)
+    graphs = []
+    for task in range(2):
+        trainer = ContinualTrainer(
+            model=model,
+            args=arguments(tmp_path, max_steps=5, torch_compile=True, torch_compile_backend="eager"),
+            train_dataset=codec.examples(rows(24, task)),
+            data_collator=Collator(codec.tokenizer.pad_token_id),
+            method=Aim(EVERY_THREE),
+            memory=past(codec, 8),
+            rehearsal=RehearsalSettings(batch_size=4, micro_batch_size=4, probe_rows=4, placement="interval"),
+        )
+        trainer.train()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[1] == graphs[0]
 
 
 def test_the_setting_reaches_the_trainer(tmp_path):
