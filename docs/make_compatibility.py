@@ -21,7 +21,7 @@ COLUMNS = {
     ("bf16", "1"): "bf16",
     ("fp16", "1"): "fp16",
     ("fp32", "DDP"): "DDP, 2 processes",
-    ("fp32", "FSDP2"): "FSDP2",
+    ("fp32", "FSDP"): "FSDP",
     ("fp32", "DeepSpeed"): "DeepSpeed",
 }
 HEAD = """# Compatibility

@@ -1,6 +1,7 @@
 """Write tables and picture of docs/evidence.md from committed comparisons: python docs/make_evidence.py."""
 
 import json
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,20 @@ PAGE = Path(__file__).with_name("evidence.md")
 PICTURE = Path(__file__).parent / "images" / "evidence.svg"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 START, END = "<!-- {} written by docs/make_evidence.py -->\n", "<!-- end -->"
-SHOWN = "first_sixteenth"
-"""The comparison that the picture shows."""
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 400, 64, 24, 200, 56
+SHOWN = ("first_sixteenth", "first_quarter")
+"""The comparisons that the picture shows: the same methods with a sixteenth and with a quarter of a memory row."""
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 860, 400, 64, 24, 300, 56
 """Of the picture and its margins, pixels."""
 COLORS = {"replay": "#4c5a6b", "sequential": "#9aa5b1", "aim": "#b3541e", "slow_lora": "#7a6aa8"}
+TITLES = {
+    "replay-step": "inside the step: the default",
+    "aim-step": "inside the step, with merges",
+    "replay": "replay, steps of its own",
+    "aim": "AIMMerging, steps of its own",
+    "slow_lora": "replay and a slow average",
+    "sequential": "plain LoRA",
+}
+"""What a method of the specifications is called in the picture."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -62,11 +72,20 @@ def table(comparison: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(comparison: dict[str, Any]) -> str:
-    """OP over cost, one point a method with its interval, as SVG."""
-    found = points(comparison)
-    most = max(cost for _, cost, _, _ in found)
-    span = (0.95, most + 0.05)
+def curves(comparisons: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, float]]]:
+    """Each method's (cost, OP, half width of its 95 % interval) over the comparisons, by rising cost."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for comparison in comparisons:
+        for name, *point in points(comparison):
+            if tuple(point) not in found.setdefault(name, []):
+                found[name].append((point[0], point[1], point[2]))
+    return {name: sorted(each) for name, each in found.items()}
+
+
+def picture(comparisons: Sequence[dict[str, Any]]) -> str:
+    """OP over cost, one line a method with an interval at each of its points, as SVG."""
+    found = curves(comparisons)
+    span = (0.95, max(cost for each in found.values() for cost, _, _ in each) + 0.05)
 
     def x(cost: float) -> float:
         return LEFT + (cost - span[0]) / (span[1] - span[0]) * (WIDTH - LEFT - RIGHT)
@@ -74,6 +93,33 @@ def picture(comparison: dict[str, Any]) -> str:
     def y(level: float) -> float:
         return HEIGHT - BOTTOM - level / 105 * (HEIGHT - TOP - BOTTOM)
 
+    parts = axes(x, y, span[1])
+    labels = label_heights([(name, y(each[-1][1])) for name, each in found.items()])
+    for name, each in found.items():
+        color, end, height = COLORS.get(name.removesuffix("-step"), "#2f6f4f"), WIDTH - RIGHT + 12, labels[name]
+        fill = color if name.endswith("-step") else "#ffffff"
+        line = "L".join(f"{x(cost):.1f} {y(level):.1f}" for cost, level, _ in each)
+        parts.append(f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+        for cost, level, margin in each:
+            low, high = y(max(level - margin, 0)), y(min(level + margin, 105))
+            parts.append(f'<path d="M{x(cost):.1f} {low:.1f}V{high:.1f}" stroke="{color}" stroke-opacity=".5"/>')
+            parts.append(
+                f'<circle cx="{x(cost):.1f}" cy="{y(level):.1f}" r="5" fill="{fill}" stroke="{color}" '
+                'stroke-width="2"/>'
+            )
+        cost, level, _ = each[-1]
+        parts.append(
+            f'<path d="M{x(cost) + 8:.1f} {y(level):.1f}L{end - 4} {height:.1f}" stroke="{color}" '
+            'stroke-opacity=".35"/>'
+        )
+        parts.append(
+            f'<text x="{end}" y="{height + 4:.1f}" fill="{color}">{escape(TITLES.get(name, name))} {level:.1f}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def axes(x: Callable[[float], float], y: Callable[[float], float], most: float) -> list[str]:
+    """The opening of the picture with its grid; `x` of a cost and `y` of a level are pixels."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         'font-size="13"><rect width="100%" height="100%" fill="#ffffff"/>'
@@ -81,33 +127,16 @@ def picture(comparison: dict[str, Any]) -> str:
     for level in range(0, 101, 20):
         parts.append(f'<path d="M{LEFT} {y(level):.1f}H{WIDTH - RIGHT}" stroke="#e3e7ec"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(level) + 4:.1f}" text-anchor="end" fill="#55606d">{level}</text>')
-    tick = 1.0
-    while tick <= span[1]:
-        place = f'x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 20}"'
-        parts.append(f'<text {place} text-anchor="middle" fill="#55606d">{tick:.1f}</text>')
-        tick += 0.1
+    for tick in range(10, int(most * 10) + 1):
+        place = f'x="{x(tick / 10):.1f}" y="{HEIGHT - BOTTOM + 20}"'
+        parts.append(f'<text {place} text-anchor="middle" fill="#55606d">{tick / 10:.1f}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
         f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle" fill="#22303f">cost, plain LoRA = 1 (rows learned; '
         "a row that is only probed counts a third)</text>"
     )
     parts.append(f'<text x="{LEFT}" y="14" fill="#22303f">OP: mean score on all tasks after the last, points</text>')
-    labels = label_heights([(name, y(level)) for name, _, level, _ in found])
-    for name, cost, level, margin in found:
-        color = COLORS.get(name.removesuffix("-step"), "#2f6f4f")
-        low, high = y(max(level - margin, 0)), y(min(level + margin, 105))
-        fill = color if name.endswith("-step") else "#ffffff"
-        parts.append(f'<path d="M{x(cost):.1f} {low:.1f}V{high:.1f}" stroke="{color}" stroke-width="1.5"/>')
-        parts.append(
-            f'<circle cx="{x(cost):.1f}" cy="{y(level):.1f}" r="5.5" fill="{fill}" stroke="{color}" stroke-width="2"/>'
-        )
-        end, height = WIDTH - RIGHT + 12, labels[name]
-        parts.append(
-            f'<path d="M{x(cost) + 8:.1f} {y(level):.1f}L{end - 4} {height:.1f}" stroke="{color}" '
-            'stroke-opacity=".35"/>'
-        )
-        parts.append(f'<text x="{end}" y="{height + 4:.1f}" fill="{color}">{escape(name)} {level:.1f}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return parts
 
 
 def label_heights(wanted: list[tuple[str, float]]) -> dict[str, float]:
@@ -131,4 +160,4 @@ def page(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    PICTURE.write_text(picture(read(SHOWN)), encoding="utf-8")
+    PICTURE.write_text(picture([read(name) for name in SHOWN]), encoding="utf-8")

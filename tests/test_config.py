@@ -5,9 +5,10 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
-from aimmerging.config import PRESET_VALUES, RunConfig, dump_yaml, load_config, read_yaml, resolve
+from aimmerging.config import PRESET_VALUES, RunConfig, dump_yaml, load_config, resolve
 from aimmerging.core.controller import DEFAULT, PRESETS
 from aimmerging.data.loading import TaskSource
+from aimmerging.data.text_files import read_yaml
 from aimmerging.errors import ConfigError
 from aimmerging.protocols import PROTOCOL_VALUES, departures
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aimmerging.run.start import learn, run_stream
     from aimmerging.training.forgetting_probe import ForgettingProbe
     from aimmerging.training.memory_folder import Memory
-    from aimmerging.training.session import RehearsalSettings
+    from aimmerging.training.rehearsal_settings import RehearsalSettings
     from aimmerging.training.sft import ContinualSFTTrainer
     from aimmerging.training.trainer import ContinualMixin, ContinualSeq2SeqTrainer, ContinualTrainer
 
@@ -30,7 +30,7 @@ _HOMES = {
     "run.start": ("learn", "run_stream"),
     "training.forgetting_probe": ("ForgettingProbe",),
     "training.memory_folder": ("Memory",),
-    "training.session": ("RehearsalSettings",),
+    "training.rehearsal_settings": ("RehearsalSettings",),
     "training.sft": ("ContinualSFTTrainer",),
     "data.tasks": ("Row", "Task", "TaskStream"),
     "training.trainer": ("ContinualMixin", "ContinualSeq2SeqTrainer", "ContinualTrainer"),

@@ -296,7 +296,8 @@ def memory_drop(
 
     gone_before = [entry["task"] for entry in dropping.memory_contents(run_dir) if entry.get("dropped")]
     record = dropping.drop_everything(run_dir, task) if everything else dropping.drop_memory(run_dir, task)
-    write_report(run_dir)
+    for folder in dropping.run_folders(run_dir):
+        write_report(folder)
     if as_json:
         print_json(record)
     elif everything:

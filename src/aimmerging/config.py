@@ -19,14 +19,12 @@ from aimmerging.core.controller import AIM_DEFAULT, DEFAULT, PAPER, REFERENCE, C
 from aimmerging.data.general import GeneralSource
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.schema_problems import explain, listing, unknown
-from aimmerging.data.text_files import parse_yaml, read_text
+from aimmerging.data.text_files import parse_yaml, read_yaml
 from aimmerging.data.wording import shown
 from aimmerging.errors import ConfigError
 from aimmerging.protocols import PROTOCOL_VALUES
 
 SCHEMA_VERSION = 1
-MOST_BYTES = 2**20
-"""Of a configuration file; whatever is longer is not one."""
 MOST_DOTS = 8
 """In the key of an override."""
 Preset = Literal["paper", "reference", "default"]
@@ -94,8 +92,8 @@ class TrainingConfig(Section):
     length_window: int = Field(
         default=0,
         ge=0,
-        description="rows of similar length share a micro-batch, chosen among those of this many steps of the shuffled "
-        "order, so that less is padding; an epoch has the same rows. 0: as shuffled",
+        description="rows of similar length share a micro-batch, so that less is padding: rows of this many steps of "
+        "the shuffled order are exchanged, and a step's are sorted; an epoch has the same rows. 0: as shuffled",
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
@@ -122,6 +120,9 @@ class Distillation(Section):
     temperature: float = Field(default=2.0, gt=0)
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
 class RehearsalConfig(Section):
     """How memory rows are learned again."""
 
@@ -138,11 +139,13 @@ class RehearsalConfig(Section):
         "inside every task step, g = g_task + weight · g_memory, which the `default` preset of `aim` does; the five "
         "fields below are read with it alone, and rehearsal.batch_size is not",
     )
-    share: float | None = Field(
-        default=None, gt=0, le=1, description="memory rows a step, for each row of training.batch_size; a share under "
-        "one row a step learns one every few steps; default: controller.rehearsal_steps / controller.interval, so "
-        "that either placement learns as many memory rows"
-    )  # fmt: skip
+    share: Share | tuple[float, Share] | None = Field(
+        default=None,
+        description="memory rows a step, for each row of training.batch_size; a share under one row a step learns one "
+        "every few steps. [least, most]: between the two, as the forgetting signal says, read from the rows that are "
+        "rehearsed; needs memory.stored_logits. Default: controller.rehearsal_steps / controller.interval, so that "
+        "either placement learns as many memory rows",
+    )
     budget: Literal["extra", "within"] = Field(
         default="extra",
         description="extra: memory rows on top of training.batch_size task rows. within: they take the places of task "
@@ -230,7 +233,7 @@ class RunConfig(Section):
     )
 
     @property
-    def rehearsal_share(self) -> float:
+    def rehearsal_share(self) -> float | tuple[float, float]:
         """Memory rows for each row of a step's batch where rehearsal takes place inside the step."""
         share = self.rehearsal.share
         return self.controller.rehearsal_ratio if share is None else share
@@ -332,28 +335,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        ConfigError: the file cannot be read, is not UTF-8, is not YAML or is not a mapping; names line and column.
-    """
-    try:
-        text = read_text(path, MOST_BYTES)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Give a YAML file in UTF-8") from None
-    try:
-        values = parse_yaml(text)
-    except (ValueError, RecursionError) as error:
-        said = error if isinstance(error, ValueError) else "it is nested too deeply"
-        raise ConfigError(f"{path} is not YAML: {said}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path} holds {type(values).__name__}; a configuration is a mapping, see docs/configuration.md"
-        )
-    return {str(key): value for key, value in values.items()}
-
-
 def dump_yaml(config: RunConfig) -> str:
     """Return the configuration as YAML with every value named."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -414,6 +395,15 @@ def _placement_problems(config: RunConfig) -> list[str]:
     rows = min(training.micro_batch_size, training.batch_size)
     parts = math.ceil(training.batch_size / rows)
     share = config.rehearsal_share
+    if isinstance(share, tuple):
+        if not 0 <= share[0] <= share[1]:
+            problems.append(f"rehearsal.share is {list(share)}; give [least, most] with 0 <= least <= most")
+        if not config.memory.stored_logits:
+            problems.append(
+                "rehearsal.share between two bounds needs the loss that is kept beside each memory row: set "
+                "memory.stored_logits above 0, or rehearsal.share to one number"
+            )
+        share = share[1]
     if rehearsal.budget == "within" and math.ceil(math.ceil(share * training.batch_size) / parts) >= rows:
         problems.append(
             f"rehearsal.share {share:g} leaves no task row in micro-batches of {rows} rows with "

@@ -5,7 +5,7 @@ import json
 import pytest
 import short_runs
 from command_line import command, refused
-from short_runs import files_of, read_rows
+from short_runs import config_file, files_of, read_rows, settings, task_files, write_rows
 
 from aimmerging.run import preflight
 from aimmerging.store.records import Finding
@@ -59,6 +59,26 @@ def test_predictions_of_the_task_are_gone_from_the_report(run):
     assert [text for text in asked if text in (run / "report.html").read_text()], "its mistakes are shown"
     drop(run)
     assert not [text for text in asked if text in (run / "report.html").read_text()]
+
+
+def test_and_from_the_report_of_the_single_task_reference(tiny_t5, tmp_path):
+    """A task whose name begins another's takes nothing of that one along."""
+    task_files(tmp_path, "alpha")
+    (tmp_path / "alphabet").mkdir()
+    for split, numbers in (("train", range(8)), ("test", range(100, 104))):
+        rows = [{"input": f"letter {number}?", "output": "b"} for number in numbers]
+        write_rows(tmp_path / f"alphabet/{split}.jsonl", rows)
+    training = settings(tiny_t5)["training"] | {"epochs": 1}
+    config = config_file(
+        tmp_path, tiny_t5, ("alpha", "alphabet"), method="replay", single_task="train", training=training
+    )
+    run = tmp_path / "run"
+    command("run", config, "--out", run)
+    texts, others = texts_of(run, "01-alpha"), texts_of(run, "02-alphabet")
+    assert [text for text in texts if text in (run / "single_task/report.html").read_text()], "its mistakes are shown"
+    drop(run)
+    assert left_of(run, texts) == []
+    assert set(left_of(run, others)) == set(others)
 
 
 def test_so_is_what_was_found_in_its_rows(run):

@@ -79,11 +79,14 @@ def test_the_help_shows_a_line_for_each_form():
         ("input;output\na;b\n", "line 1: the header 'input;output' is separated by ';'; separate columns by commas"),
         ("input\toutput\na\tb\n", "is separated by '\\t'; separate columns by commas"),
         ('input,"output\na,b\n', "line 1: the header is not valid CSV"),
+        ("\n\ninput,output\na,b\n", "line 1: the header is empty; line 1 holds the names of the columns"),
+        (",,\na,b,\n", "line 1: the header is empty"),
+        ("input,output\ra,b\rc,d\r", "a line ends with a carriage return alone; save the file with line ends \\n or"),
     ],
 )
 def test_errors_of_a_csv_header_name_it(tmp_path, text, words):
     file = tmp_path / "train.csv"
-    file.write_text(text)
+    file.write_bytes(text.encode())
     with pytest.raises(DataError) as found:
         load_rows(file)
     assert words in str(found.value)

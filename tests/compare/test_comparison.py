@@ -44,7 +44,7 @@ def specification(model, **values):
                 "batch_size": 4,
                 "micro_batch_size": 4,
                 "warmup_steps": 0,
-                "learning_rate": 0.02,
+                "learning_rate": 0.01,
                 "max_input_tokens": 24,
                 "max_output_tokens": 2,
                 "device": "cpu",

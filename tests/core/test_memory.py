@@ -1,13 +1,14 @@
 import math
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.core.memory import POLICIES, RELEASED, Example, MemoryRef, draw, limit, select
+from aimmerging.core.memory import POLICIES, RELEASED, Example, MemoryRef, draw, even_places, limit, select, step_places
 from aimmerging.errors import ConfigError
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -205,3 +206,21 @@ def test_a_known_draw():
     """Pinned: a resumed run continues with the rows that the interrupted one would have seen."""
     expected = [("a", 1), ("b", 1), ("a", 2), ("b", 0), ("a", 0)]
     assert draw({"a": 3, "b": 2}, 5, 0, 0) == [MemoryRef(*ref) for ref in expected]
+
+
+@given(st.integers(1, 40), st.data(), st.integers(0, 500))
+def test_even_places_are_apart_and_every_place_has_its_turn(rows, data, turn):
+    count = data.draw(st.integers(0, rows))
+    places = even_places(rows, count, turn)
+    assert len(set(places)) == count
+    assert all(0 <= place < rows for place in places)
+    assert all(b - a >= rows // count for a, b in pairwise(places))
+    if count:
+        assert {place for number in range(8 * rows) for place in even_places(rows, count, number)} == set(range(rows))
+
+
+@pytest.mark.parametrize("share", [0.0, 1 / 16, 1 / 3, 0.5, 1.0, 2.7, 4.0])
+def test_steps_learn_every_place_of_the_draws_in_turn(share):
+    steps = [step_places(share, step) for step in range(300)]
+    assert [place for step in steps for place in step] == list(range(int(share * 300 + 1e-9)))
+    assert all(math.floor(share) <= len(step) <= math.ceil(share) for step in steps)

@@ -1,12 +1,24 @@
 import math
 import random
+import unicodedata
 
 import pytest
 import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.core.metrics import DEFINITIONS, METRICS, Summary, exact_match, rouge_l, score, summarise, token_f1
+from aimmerging.core.metrics import (
+    DEFINITIONS,
+    METRICS,
+    Summary,
+    exact_match,
+    exact_match_undecided,
+    missing,
+    rouge_l,
+    score,
+    summarise,
+    token_f1,
+)
 
 # columns: before any training, after task 1, 2, 3
 MATRIX = [
@@ -254,3 +266,39 @@ def test_english_scores_are_those_of_rouge_score(left, right):
     if prediction != reference:
         own = RougeScorer(["rougeL"], use_stemmer=True).score(reference, prediction)["rougeL"].fmeasure
         assert rouge_l(prediction, reference) == own
+
+
+LETTERS = st.text(alphabet="aAeé\u0301ΣσςİıßK \n", max_size=12)
+
+
+@given(LETTERS, st.data())
+def test_a_beginning_that_is_decided_belongs_to_no_right_answer(reference, data):
+    form, around = data.draw(st.sampled_from(["NFC", "NFD"])), data.draw(st.sampled_from(["", " ", "\n\n"]))
+    changed = data.draw(st.sampled_from([str, str.upper, str.lower, str.swapcase]))(reference)
+    text = around + unicodedata.normalize(form, changed) + data.draw(st.sampled_from(["", " ", "a", "\u0301"]))
+    for length in range(len(text) + 1):
+        if not exact_match_undecided(text[:length], reference):
+            assert exact_match(text, reference) == 0.0
+
+
+def test_most_wrong_answers_are_decided():
+    assert not exact_match_undecided("the movie", "positive")
+    assert not exact_match_undecided("positive because it", "positive")
+    assert exact_match_undecided("posi", "positive")
+    assert exact_match_undecided("POSITIVE  ", "positive")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "alone", "measure", "reason"),
+    [
+        (((None,), (None,)), None, "op", "no task is learned yet"),
+        (((None, 50.0),), None, "bwt", "needs two learned tasks"),
+        (((None, 50.0),), None, "fwt", "needs single-task references"),
+        (((None, 50.0, 40.0), (None, None, 60.0)), (55.0, None), "fwt", "needs single-task references"),
+        (((None, 50.0, None), (None, None, 60.0)), None, "op", "needs cells of the score matrix that were not scored"),
+    ],
+)
+def test_a_measure_that_is_not_known_says_why(matrix, alone, measure, reason):
+    found = summarise(matrix, alone)
+    assert missing(found, matrix, alone)[measure] == reason
+    assert missing(found, matrix, alone).keys() == {name for name, value in found._asdict().items() if value is None}

@@ -4,6 +4,7 @@ import pytest
 from task_files import problems_of, write
 
 from aimmerging.data.loading import load_rows
+from aimmerging.data.problems import Problems
 
 
 def said(tmp_path, row) -> str:
@@ -28,6 +29,35 @@ def test_several_answers_in_one_row_are_refused_with_what_to_do(tmp_path):
     assert "a row has one answer" in said(tmp_path, {"input": "q", "output": ["a", "b"]})
 
 
-@pytest.mark.parametrize("name", ["sentence2", "question2"])
+@pytest.mark.parametrize("name", ["sentence2", "question2", "sentence_b", "text b", "input2", "context_2"])
 def test_the_second_text_of_a_pair_is_not_left_out(tmp_path, name):
     assert f"the column {name!r} would not be read" in said(tmp_path, {"input": "q", "output": "a", name: "and this"})
+
+
+@pytest.mark.parametrize("name", ["Context", "INSTRUCTION", "systemPrompt", "System Prompt", "chat-template-kwargs"])
+def test_the_case_and_the_signs_of_a_name_let_nothing_pass(tmp_path, name):
+    assert f"the column {name!r} would not be read" in said(tmp_path, {"input": "q", "output": "a", name: "and this"})
+
+
+@pytest.mark.parametrize("name", ["text", "query_id", "label_b", "b", "2"])
+def test_other_columns_are_noted_only(tmp_path, name):
+    notes = Problems()
+    load_rows(write(tmp_path / "rows.jsonl", [{"input": "q", "output": "a", name: "x"}]), notes=notes)
+    assert f"columns that nothing reads: {name!r} (1 rows)" in notes.listed()[0]
+
+
+def test_one_column_for_two_things_is_refused(tmp_path):
+    """The answer would stand in the prompt, and every score would be perfect."""
+    path = write(tmp_path / "rows.jsonl", [{"text": "q", "label": "a"}])
+    [problem] = problems_of(lambda: load_rows(path, {"input": "text", "output": "text"}))
+    assert "columns: input and output are both 'text'" in problem
+
+
+def test_thoughts_of_an_answer_that_are_not_learned_are_noted(tmp_path):
+    answer = {"role": "assistant", "content": "b", "reasoning_content": "because"}
+    notes = Problems()
+    [row] = load_rows(
+        write(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "q"}, answer]}]), notes=notes
+    )
+    assert row.output == "b"
+    assert "answers have `reasoning_content`, which is not learned" in notes.listed()[0]

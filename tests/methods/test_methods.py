@@ -10,7 +10,7 @@ from aimmerging.config import resolve
 from aimmerging.errors import ConfigError
 from aimmerging.methods import METHODS, Method, Sequential, build, overview
 from aimmerging.store.tensor_tree import load_state, save_state
-from aimmerging.training.session import RehearsalSettings
+from aimmerging.training.rehearsal_settings import RehearsalSettings
 
 
 def config(**values):

@@ -1,4 +1,4 @@
-"""Methods that keep tasks apart in the adapter's own space: IncLoRA, O-LoRA, SLAO."""
+"""Methods that keep tasks apart in the adapter's own space: IncLoRA, O-LoRA, ELLA, SLAO."""
 
 from itertools import pairwise
 
@@ -7,7 +7,9 @@ import torch
 from task_chain import chain
 from trainer_kit import far
 
+from aimmerging.core.lora import layers
 from aimmerging.methods import Sequential
+from aimmerging.methods.ella import Ella, alignment
 from aimmerging.methods.inc_lora import IncLora, drawn
 from aimmerging.methods.o_lora import OLora, norms, overlap
 from aimmerging.methods.slao import SLAO, merged, merging_rates, orthonormal
@@ -112,6 +114,32 @@ def test_without_penalties_it_is_inc_lora(kind, folder, tmp_path):
     small = chain(folder, tmp_path / "small", lambda: OLora(orthogonality=0.0, shrinkage=1.0))
     assert [far(a.evaluated, b.evaluated) for a, b in zip(plain, free, strict=True)] == [0, 0]
     assert all(norms(a.trained) < norms(b.trained) for a, b in zip(small, plain, strict=True))
+
+
+# --- ELLA ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_alignment_by_hand_and_where_a_gradient_alone_would_lead():
+    """ΔW = (1, 2)ᵀ(3, −1) = ((3, −1), (6, −2)) against ((1, 0), (.5, 2)): 9 + 0 + 9 + 16."""
+    own = {"q.lora_A.weight": torch.tensor([[3.0, -1.0]]), "q.lora_B.weight": torch.tensor([[1.0], [2.0]])}
+    moved = {"q": torch.tensor([[1.0, 0.0], [0.5, 2.0]])}
+    assert alignment(own, moved) == 34
+    delta, gradient = torch.zeros(2, 2, requires_grad=True), torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    for _ in range(4000):
+        loss = 0.5 * (delta - gradient).square().sum() + 0.7 * (delta * moved["q"]).square().sum()
+        delta.data -= 0.05 * torch.autograd.grad(loss, delta)[0]
+    torch.testing.assert_close(delta.data, gradient / (1 + 2 * 0.7 * moved["q"] ** 2), rtol=1e-5, atol=1e-5)
+
+
+@KINDS
+def test_a_task_stays_off_the_weights_that_the_past_has_moved(kind, folder, tmp_path):
+    plain = chain(folder, tmp_path / "inc", IncLora, max_steps=20)
+    free = chain(folder, tmp_path / "free", lambda: Ella(strength=0.0), max_steps=20)
+    held = chain(folder, tmp_path / "held", lambda: Ella(strength=1e4), max_steps=20)
+    assert [far(a.evaluated, b.evaluated) for a, b in zip(plain, free, strict=True)] == [0, 0]
+    assert far(plain[0].evaluated, held[0].evaluated) == 0
+    moved = {name: factors.delta for name, factors in layers(plain[0].evaluated).items()}
+    assert alignment(held[1].trained, moved) < 0.5 * alignment(free[1].trained, moved)
 
 
 # --- SLAO ------------------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from safetensors.torch import save
 from task_files import plain, write
 
 from aimmerging.commands.decide import replay, replay_file
-from aimmerging.config import dump_yaml, load_config, read_yaml, resolve
+from aimmerging.config import dump_yaml, load_config, resolve
 from aimmerging.core import memory, metrics
 from aimmerging.core.controller import PRESETS, ControllerState
 from aimmerging.data.loading import TaskSource, load_rows, load_stream
-from aimmerging.data.text_files import MOST_VALUES, parse_json, parse_yaml
+from aimmerging.data.text_files import MOST_VALUES, parse_json, parse_yaml, read_yaml
 from aimmerging.data.wording import message, printable, shown
 from aimmerging.errors import AimmergingError, ConfigError, DataError, ModelError, SignalError
 from aimmerging.training.models import read_adapter

@@ -25,36 +25,61 @@ BASES = ["tiny_t5", "tiny_llama"]
 SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 9)), max_size=70)
 
 
-@given(SIZES, st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
-def test_every_row_comes_once_and_the_order_is_the_keys(lengths, together, steps, epoch):
-    order = epoch_order(lengths, together, together * steps, f"0/{epoch}")
+@given(SIZES, st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))
+def test_every_row_comes_once_and_the_order_is_the_keys(lengths, step, window, epoch):
+    order = epoch_order(lengths, step, window, f"0/{epoch}")
     assert sorted(order) == list(range(len(lengths)))
-    assert order == epoch_order(lengths, together, together * steps, f"0/{epoch}")
+    assert order == epoch_order(lengths, step, window, f"0/{epoch}")
 
 
-@given(SIZES, st.integers(1, 5), st.integers(1, 4))
-def test_a_window_holds_the_rows_of_the_shuffled_order_in_micro_batches_by_length(lengths, together, steps):
-    window = together * steps
-    order = epoch_order(lengths, together, window, "7/0")
+@given(SIZES, st.integers(1, 9), st.integers(1, 4))
+def test_a_window_holds_the_rows_of_the_shuffled_order_and_a_step_is_sorted(lengths, step, window):
+    order = epoch_order(lengths, step, window, "7/0")
     shuffled = list(range(len(lengths)))
     Random("7/0").shuffle(shuffled)
-    whole = len(order) - len(order) % together
-    assert order[whole:] == shuffled[whole:]
-    for start in range(0, whole, window):
-        end = min(start + window, whole)
+    whole = len(order) - len(order) % step
+    assert set(order[whole:]) == set(shuffled[whole:])
+    for start in range(0, whole, window * step):
+        end = min(start + window * step, whole)
         assert set(order[start:end]) == set(shuffled[start:end])
-        groups = [order[first : first + together] for first in range(start, end, together)]
-        spans = sorted((lengths[group[0]], lengths[group[-1]]) for group in groups)
-        assert all(low <= high for low, high in spans)
-        assert all(one[1] <= other[0] for one, other in pairwise(spans))
+    for start in range(0, len(order), step):
+        found = [lengths[place] for place in order[start : start + step]]
+        assert found == sorted(found)
+
+
+def test_a_step_has_rows_of_four_groups_of_similar_length():
+    lengths = [(place, 1) for place in range(256)]
+    order = epoch_order(lengths, 16, 4, "0/0")
+    shuffled = list(range(256))
+    Random("0/0").shuffle(shuffled)
+    for start in range(0, 256, 64):
+        ranks = {place: rank for rank, place in enumerate(sorted(shuffled[start : start + 64]))}
+        for first in range(start, start + 64, 16):
+            groups = Counter(ranks[place] // 4 for place in order[first : first + 16])
+            assert sorted(groups.values()) == [4, 4, 4, 4]
 
 
 def test_epochs_and_seeds_differ_and_steps_do_not_go_from_short_to_long():
     lengths = [(place % 50, 1) for place in range(400)]
-    orders = {key: epoch_order(lengths, 8, 64, key) for key in ("0/0", "0/1", "1/0")}
+    orders = {key: epoch_order(lengths, 8, 8, key) for key in ("0/0", "0/1", "1/0")}
     assert len({tuple(order) for order in orders.values()}) == 3
     starts = [lengths[place][0] for place in orders["0/0"][::8]]
     assert sum(one > other for one, other in pairwise(starts)) > len(starts) / 4
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("budget", ["extra", "within"])
+def test_a_step_learns_the_same_rows_however_it_is_split(request, tmp_path, base, budget):
+    folder, found = request.getfixturevalue(base), {}
+    for size in (2, 4, 8):
+        settings = RehearsalSettings(8, size, placement="step", share=0.25, budget=budget, length_window=3)
+        changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "max_steps": 7}
+        made = trainer(folder, tmp_path, 3, method=Replay(), memory=6, settings=settings, **changes)
+        made.train()
+        steps = [made.batches[first : first + 8 // size] for first in range(0, 6 * 8 // size, 8 // size)]
+        found[size] = [Counter(texts(step)) for step in steps[:3]]
+    assert found[2] == found[4] == found[8]
+    assert all(sum(step.values()) == (8 if budget == "extra" else 6) for step in found[2])
 
 
 class Noting(ContinualTrainer):
@@ -65,7 +90,7 @@ class Noting(ContinualTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-def trainer(folder, out, window, *, method=None, memory=0, kind=Noting, dropout=0.0, **changes):
+def trainer(folder, out, window, *, method=None, memory=0, kind=Noting, dropout=0.0, settings=None, **changes):
     model, codec = load(folder, dropout=dropout)
     return kind(
         model=model,
@@ -74,7 +99,7 @@ def trainer(folder, out, window, *, method=None, memory=0, kind=Noting, dropout=
         data_collator=Collator(codec.tokenizer.pad_token_id),
         method=method or Method(),
         memory=past(codec, memory) if memory else {},
-        rehearsal=RehearsalSettings(8, 2, probe_rows=4, length_window=window),
+        rehearsal=settings or RehearsalSettings(8, 2, probe_rows=4, length_window=window),
     )
 
 
@@ -91,11 +116,11 @@ def test_an_epoch_has_the_same_rows_and_less_padding(request, tmp_path, base):
     folder = request.getfixturevalue(base)
     found = {}
     for window in (0, 4):
-        found[window] = trainer(folder, tmp_path, window)
+        found[window] = trainer(folder, tmp_path, window, per_device_train_batch_size=2, gradient_accumulation_steps=4)
         found[window].train()
-    for epoch in (slice(0, 7), slice(7, 14)):
+    for epoch in (slice(0, 13), slice(13, 26)):
         assert Counter(texts(found[4].batches[epoch])) == Counter(texts(found[0].batches[epoch]))
-    assert texts(found[4].batches[:7]) != texts(found[4].batches[7:])
+    assert texts(found[4].batches[:13]) != texts(found[4].batches[13:])
     plain, ours = found[0].session.costs, found[4].session.costs
     assert ours.tokens == plain.tokens
     assert ours.padding < 0.6 * plain.padding

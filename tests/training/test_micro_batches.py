@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from trainer_kit import adapter, arguments, far, load, rows
+from step_kit import stored
+from trainer_kit import adapter, arguments, far, load, past, rows
 from transformers import BartConfig, BartForConditionalGeneration, DataCollatorForSeq2Seq
 
-from aimmerging import ContinualSeq2SeqTrainer, ContinualTrainer, Method
+from aimmerging import ContinualSeq2SeqTrainer, ContinualTrainer, Method, RehearsalSettings, Replay
 from aimmerging.training.encoding import IGNORED, Codec, Collator
 
 STEP = 16
@@ -159,6 +160,53 @@ def test_an_own_loss_function_is_left_alone(request, tmp_path):
         trainer.train()
         seen.append(trainer.session.events[0]["loss"])
     assert seen[1] == pytest.approx(seen[0], rel=1e-6)
+
+
+def rehearsed_step(folder, out, micro, answers, **settings):
+    """Record, weights and costs of one step of sixteen rows with a memory of two tasks."""
+    model, codec = load(folder, dropout=0.0)
+    trainer = ContinualTrainer(
+        model=model,
+        args=arguments(
+            out, max_steps=1, per_device_train_batch_size=micro, gradient_accumulation_steps=STEP // micro, optim="sgd"
+        ),
+        train_dataset=features_of(codec),
+        data_collator=own_collator(model, codec),
+        method=Replay(),
+        memory=past(codec, 8),
+        answers=answers,
+        rehearsal=RehearsalSettings(batch_size=8, micro_batch_size=micro, distillation_weight=1.0, **settings),
+    )
+    trainer.train()
+    return trainer.session.events[0], adapter(trainer), trainer.session.costs
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("kept", [("one", "two"), ("two",)], ids=["all", "some"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"placement": "interval"},
+        {"placement": "step", "budget": "extra"},
+        {"placement": "step", "budget": "within"},
+        {"placement": "step", "budget": "within", "computation": "apart"},
+    ],
+    ids=lambda values: "-".join(values.values()),
+)
+def test_nor_does_it_for_memory_rows_with_stored_logits(family, kept, settings, request, tmp_path):
+    """Also where the memory of one task has none: it is learned without the KL, whatever it shares a batch with."""
+    folder = request.getfixturevalue(f"tiny_{family}")
+    answers = {task: rows for task, rows in stored(folder).items() if task in kept}
+    (step, weights, costs), *others = [
+        rehearsed_step(folder, tmp_path, micro, answers, **settings) for micro in (STEP, 1, 2)
+    ]
+    assert costs.memory_rows == (8 if settings["placement"] == "interval" else 4)
+    assert costs.task_rows == (12 if settings.get("budget") == "within" else STEP)
+    for other, other_weights, other_costs in others:
+        assert other["loss"] == pytest.approx(step["loss"], rel=1e-6)
+        assert other.get("rehearsal_loss", 0) == pytest.approx(step.get("rehearsal_loss", 0), rel=1e-6)
+        assert far(other_weights, weights) < 1e-6
+        assert (other_costs.memory_rows, other_costs.task_rows) == (costs.memory_rows, costs.task_rows)
 
 
 def test_nor_does_it_in_sft(request, tmp_path):

@@ -261,16 +261,62 @@ def test_values_that_would_be_ignored_are_refused(rehearsal, words):
     assert words in str(caught.value)
 
 
+# --- a share that the forgetting signal sets -------------------------------------------------------------------------
+
+
+def far_behind(folder, drop):
+    """Stored logits whose losses are `drop` lower than they were: rows that have forgotten that much."""
+    return {task: [row._replace(loss=row.loss - drop) for row in rows] for task, rows in stored(folder).items()}
+
+
+@pytest.mark.parametrize("budget", ["extra", "within"])
+def test_what_is_forgotten_is_rehearsed_at_the_largest_share_and_what_is_not_at_the_least(folder, tmp_path, budget):
+    settings, rows = in_step(share=(0.25, 0.75), budget=budget), {}
+    for drop in (50.0, -50.0):
+        run = trained(folder, tmp_path, settings, answers=far_behind(folder, drop)).session
+        shares = [event["rehearsal_share"] for event in run.events]
+        rows[drop] = [event["memory_rows"] for event in run.events]
+        assert shares[:3] == [0.75] * 3  # of four task rows: with three rows a step, eight are seen after the third
+        assert shares[3:] == [0.75 if drop > 0 else 0.25] * 7
+        assert run.costs.memory_rows == sum(rows[drop])
+    assert rows == {50.0: [3] * 10, -50.0: [3] * 3 + [1] * 7}
+
+
+def test_every_row_has_its_turn_under_a_share_that_changes(tiny_t5, tmp_path):
+    drawn = []
+
+    class Noting(Replay):
+        def after_step(self, session):
+            drawn.extend(ref for part in session.in_step.parts for ref in part)
+
+    trainer = trained(tiny_t5, tmp_path, in_step(share=(0.1, 0.6)), Noting(), answers=far_behind(tiny_t5, 0.0))
+    assert drawn == draw_places(trainer.session.sizes, range(len(drawn)), 0)
+    assert len(drawn) == trainer.session.costs.memory_rows
+
+
+def test_a_share_between_bounds_needs_the_losses_and_bounds_in_order(tiny_t5, tmp_path):
+    with pytest.raises(ConfigError, match="rows of one, two have none"):
+        trained(tiny_t5, tmp_path, in_step(share=(0.1, 0.5)))
+    step = {"benchmark": "skills", "rehearsal": {"placement": "step", "share": [0.5, 0.1]}}
+    with pytest.raises(ConfigError, match="0 <= least <= most"):
+        resolve(step)
+    step["rehearsal"] |= {"share": [0.1, 0.5], "distillation": None}
+    with pytest.raises(ConfigError, match=r"set memory\.stored_logits above 0, or rehearsal\.share to one number"):
+        resolve({**step, "memory": {"stored_logits": 0}})
+    assert resolve(step).rehearsal_share == (0.1, 0.5)
+
+
 # --- resume ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [0.3, (0.1, 0.4)], ids=["fixed", "signal"])
 @pytest.mark.parametrize("at", [3, 5, 10])
 @pytest.mark.parametrize(
     "make", [Replay, SlowLora, lambda: RecurrentKIF(interval=4), lambda: Aim(replace(STEADY, weights="search"))]
 )
-def test_resume_is_exact(folder, tmp_path, make, at):
-    settings = in_step(share=0.3, weight="norm_ratio", weight_every=4, budget="within")
+def test_resume_is_exact(folder, tmp_path, make, at, share):
+    settings = in_step(share=share, weight="norm_ratio", weight_every=4, budget="within")
     changes = {
         "answers": stored(folder),
         "settings": settings,

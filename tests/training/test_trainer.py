@@ -389,16 +389,17 @@ def test_a_frozen_model_is_refused(tiny_t5, tmp_path):
         ContinualTrainer(model=model, args=arguments(tmp_path), train_dataset=[], method=Method())
 
 
-def test_deepspeed_is_refused(tiny_t5, tmp_path, monkeypatch, covers):
-    covers("any", "any", "any", "DeepSpeed", state="refused")
+@pytest.mark.parametrize(("flag", "name"), [("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP")])
+def test_what_shards_the_adapter_is_refused(tiny_t5, tmp_path, monkeypatch, covers, flag, name):
+    covers("any", "any", "any", name, state="refused")
     create = Trainer.create_accelerator_and_postprocess
 
-    def with_deepspeed(self):
+    def sharded(self):
         create(self)
-        self.is_deepspeed_enabled = True
+        setattr(self, flag, True)
 
-    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", with_deepspeed)
-    with pytest.raises(ModelError, match="DeepSpeed"):
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(ModelError, match=f"{name} is not supported.*use DDP"):
         continual(tiny_t5, tmp_path, Method())
 
 

@@ -87,10 +87,13 @@ def step(number, loss):
 
 def test_a_loss_that_did_not_fall_is_a_warning():
     rising = [step(number, 2.0 + number / 10) for number in range(12)]
-    assert "did not fall: 2.1 in the first quarter of the steps, 3 in the last" in schedule.after_training(rising)[0]
-    assert schedule.after_training([{"kind": "merge"}, *rising[::-1]]) == []
-    assert schedule.after_training(rising[:7]) == [], "too few steps to tell"
-    assert schedule.after_training([step(number, 1e-3) for number in range(12)]) == [], "learned already"
+    assert (
+        "did not fall: 2.1 in the first quarter of the steps, 3 in the last"
+        in schedule.after_training(rising, moved=1.0)[0]
+    )
+    assert schedule.after_training([{"kind": "merge"}, *rising[::-1]], moved=1.0) == []
+    assert schedule.after_training(rising[:7], moved=1.0) == [], "too few steps to tell"
+    assert schedule.after_training([step(number, 1e-3) for number in range(12)], moved=1.0) == [], "learned already"
 
 
 def test_a_warm_up_longer_than_the_training_is_said_everywhere(tiny_llama, tmp_path):
@@ -110,6 +113,32 @@ def test_a_warm_up_longer_than_the_training_is_said_everywhere(tiny_llama, tmp_p
     config = config_file(fewer, tiny_llama, ("alpha",), method="sequential", training=training)
     assert "warm-up" not in command("doctor", config).out
     assert "warm-up" not in command("run", config, "--out", fewer / "run").err
+
+
+@pytest.mark.parametrize(
+    ("changes", "before", "after"),
+    [
+        (
+            {"learning_rate": 1e-9},
+            "8 steps at a rate of 1.0e-09 move a weight by at most about 8.0e-09",
+            "no weight of",
+        ),
+        ({"max_grad_norm": 1e-13}, "", "no weight of the adapter moved by more than"),
+        ({}, "", ""),
+    ],
+)
+def test_weights_that_hardly_move_are_told(tiny_llama, tmp_path, changes, before, after):
+    """Steps are too few, or losses too different from batch to batch, for the loss alone to say so."""
+    training = settings(tiny_llama)["training"] | {"learning_rate": 0.01, "epochs": 2} | changes
+    config = config_file(tmp_path, tiny_llama, ("alpha",), method="sequential", training=training)
+    told = " ".join(command("doctor", config).out.split())
+    assert ("warning" in told) == bool(before)
+    assert before in told
+    command("run", config, "--out", tmp_path / "run")
+    warnings = json.loads((tmp_path / "run/stages/01-alpha/stage.json").read_text()).get("warnings", [])
+    assert len(warnings) == bool(before) + bool(after)
+    assert after in " ".join(warnings)
+    assert all(warning in (tmp_path / "run/report.html").read_text() for warning in warnings)
 
 
 def test_a_run_that_moves_nothing_ends_with_the_users_exit_code(tiny_llama, tmp_path):

@@ -102,10 +102,15 @@ def drop_everything(run: Path, task: str) -> dict[str, Any]:
             f"{run} has not learned a task {task!r}{did_you_mean(task, known)}; it learned: {', '.join(known)}"
         )
     deleted: list[str] = []
-    for folder in (run, run / "single_task"):
-        if run_directory.is_run(folder) and any(task in stage.tasks for stage in _all_stages(folder)):
+    for folder in run_folders(run):
+        if any(task in stage.tasks for stage in _all_stages(folder)):
             _drop_kept(folder, task, deleted, run)
     return {"task": task, "deleted": sorted(deleted), "left": list(LEFT), "outside": OUTSIDE}
+
+
+def run_folders(run: Path) -> list[Path]:
+    """The run directory, and in it that of its single-task reference where there is one; each has a report."""
+    return [folder for folder in (run, run / "single_task") if run_directory.is_run(folder)]
 
 
 def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:

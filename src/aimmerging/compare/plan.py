@@ -21,9 +21,10 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 from aimmerging.compare import results
 from aimmerging.compare.pool import Cell, Engine, run_cells
 from aimmerging.compare.results import Place
-from aimmerging.config import Preset, Protocol, RunConfig, Section, deep_merge, read_yaml, resolve
+from aimmerging.config import Preset, Protocol, RunConfig, Section, deep_merge, resolve
 from aimmerging.data.schema_problems import explain, listing
 from aimmerging.data.schema_problems import unknown as unknown_value
+from aimmerging.data.text_files import read_yaml
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import METHODS, build
 from aimmerging.run import preflight, sources

@@ -120,6 +120,18 @@ def step_places(rows_per_step: float, step: int) -> range:
     return range(first, end)
 
 
+def even_places(rows: int, count: int, turn: int) -> list[int]:
+    """`count` of `rows` places, evenly spaced, in ascending order; every place has its turn.
+
+    Args:
+        rows: n.
+        count: at most n.
+        turn: from 0; the golden ratio shifts the places from turn to turn, so that they never settle on a few.
+    """
+    shift = turn * (math.sqrt(5) - 1) / 2 % 1
+    return [int((place + shift) * rows / count) for place in range(count)]
+
+
 def _permutation(size: int, key: str) -> list[int]:
     """A permutation that depends on the key alone; Python keeps this stream stable over its versions."""
     order = list(range(size))

@@ -6,6 +6,7 @@ stands before the input. A column that may belong to the prompt and that no form
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,10 @@ _PART_OF_A_PROMPT = frozenset(
      "sentence1", "sentence2", "question1", "question2", "text1", "text2",
      "image", "images", "audio", "video", "videos", "input", "prompt", "messages", "conversations"}
 )  # fmt: skip
-"""Columns that a row's prompt usually needs: left unread, the same text would have several answers."""
+"""Columns that a row's prompt usually needs: left unread, the same text would have several answers.
+
+Compared by :func:`_of_a_prompt`, whatever the case and the signs between the words.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,13 @@ def check_mapping(columns: Mapping[str, str | None], report: Report) -> bool:
         problems.append("columns: instruction stands before an input; for messages, name the column as `system`")
     if "system" in columns and ("input" in columns or "output" in columns):
         problems.append("columns: system belongs to messages; for input and output, name the column as `instruction`")
+    read = [] if problems else [(ours, value) for ours, value in columns.items() if ours != "id"]
+    problems += [
+        f"columns: {ours} and {other} are both {value!r}, so one would hold the other; give each a column of its own"
+        for place, (ours, value) in enumerate(read)
+        for other, found in read[place + 1 :]
+        if found == value
+    ]
     for problem in problems:
         report("columns", problem)
     return not problems
@@ -162,7 +173,7 @@ def _naming_cure(found: Mapping[str, Any], require_output: bool) -> str:
     before = next((name for name in _BEFORE_LIKE if name in plain and name not in (source, target)), None)
     if source is not None and (target is not None or not require_output):
         form = Form(None, source, target, instruction=before)
-        left = [repr(name) for name in form.unread(found) if name in _PART_OF_A_PROMPT]
+        left = [repr(name) for name in form.unread(found) if _of_a_prompt(name)]
         join = f", after joining {', '.join(left)} with {source!r}, which would not be read otherwise" if left else ""
         return f"name yours with columns: {_mapping_of(form)}{join}"
     if source == "text" and require_output:
@@ -188,11 +199,27 @@ def _names(found: Mapping[str, Any]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
 
 
+def _of_a_prompt(name: str) -> bool:
+    """Whether a column usually belongs to the prompt: `Context` and `systemPrompt` too, and `input2`, `sentence_b`."""
+    numbered = re.fullmatch(r"(.+?)[\W_]*([2-9]|(?<=[\W_])[ab])", name.casefold())
+    return _bare(name) in _BARE_PARTS or (numbered is not None and _bare(numbered[1]) in _PARTS_OF_PAIRS)
+
+
+def _bare(name: str) -> str:
+    """A column's name without case and without signs between words."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+_BARE_PARTS = frozenset(map(_bare, _PART_OF_A_PROMPT))
+_PARTS_OF_PAIRS = frozenset(part.rstrip("12") for part in _BARE_PARTS)
+"""What stands before the number or letter of one of several such columns."""
+
+
 def refuse_unread(record: Mapping[str, Any], form: Form, report: Report) -> bool:
     """Report a column that may belong to the prompt and that nobody chose to leave out; tell whether there is none."""
     if form.chosen:
         return True
-    left = [name for name in form.unread(record) if name in _PART_OF_A_PROMPT]
+    left = [name for name in form.unread(record) if _of_a_prompt(name)]
     for name in left:
         leave = f"set columns: {_mapping_of(form)} to leave it out"
         if form.messages is not None:

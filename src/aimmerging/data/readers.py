@@ -198,6 +198,8 @@ def _named(header: Sequence[str]) -> str:
 
 def _header_problem(header: Sequence[str]) -> str:
     """What is wrong with the first line of a CSV file, by its columns; nothing where it is fine."""
+    if not any(name.strip() for name in header):
+        return "the header is empty; line 1 holds the names of the columns, such as input,output"
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         return f"the header has the column {repeated[0]!r} twice; its columns are {_named(header)}"
@@ -207,13 +209,16 @@ def _header_problem(header: Sequence[str]) -> str:
     return ""
 
 
+_LONE_RETURN = "not valid CSV: a line ends with a carriage return alone; save the file with line ends \\n or \\r\\n"
+
+
 def _csv_records(path: Path, problems: Problems) -> Iterator[Record]:
     limit = csv.field_size_limit(_CSV_FIELD_BYTES)
     where, number = str(path), 1
     reader = csv.reader(_decoded_lines(path, problems), strict=True)
     try:
         header: list[str] = next(reader, [])
-        wrong = _header_problem(header)
+        wrong = _header_problem(header) if reader.line_num else ""
         if wrong:
             problems.add(where, "header", wrong, "line 1")
             return
@@ -232,7 +237,8 @@ def _csv_records(path: Path, problems: Problems) -> Iterator[Record]:
             number = reader.line_num + 1
     except csv.Error as error:
         part = "the header is " if number == 1 else ""
-        problems.add(where, "not CSV", f"{part}not valid CSV: {error}; the rest was not read", f"line {number}")
+        said = _LONE_RETURN if "new-line character" in str(error) else f"not valid CSV: {error}"
+        problems.add(where, "not CSV", f"{part}{said}; the rest was not read", f"line {number}")
     finally:
         csv.field_size_limit(limit)
 

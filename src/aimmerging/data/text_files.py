@@ -7,6 +7,10 @@ from typing import Any
 
 import yaml
 
+from aimmerging.errors import ConfigError
+
+MOST_BYTES = 2**20
+"""Of a configuration file; whatever is longer is not one."""
 MOST_VALUES = 100_000
 """Values that a YAML text may stand for; aliases in aliases reach billions within a kilobyte."""
 
@@ -66,6 +70,28 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: the file cannot be read, is not UTF-8, is not YAML or is not a mapping; names line and column.
+    """
+    try:
+        text = read_text(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Give a YAML file in UTF-8") from None
+    try:
+        values = parse_yaml(text)
+    except (ValueError, RecursionError) as error:
+        said = error if isinstance(error, ValueError) else "it is nested too deeply"
+        raise ConfigError(f"{path} is not YAML: {said}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds {type(values).__name__}; a configuration is a mapping, see docs/configuration.md"
+        )
+    return {str(key): value for key, value in values.items()}
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -13,6 +13,7 @@ from aimmerging.methods import merging
 from aimmerging.methods.a_gem import AGem
 from aimmerging.methods.aim import Aim
 from aimmerging.methods.der_plus_plus import DerPlusPlus
+from aimmerging.methods.ella import Ella
 from aimmerging.methods.ewc import EWC
 from aimmerging.methods.fixed_replay import FixedReplay
 from aimmerging.methods.forever import Forever
@@ -54,6 +55,7 @@ METHODS: dict[str, type[Method]] = {
     "wise_ft": WiseFT,
     "inc_lora": IncLora,
     "o_lora": OLora,
+    "ella": Ella,
     "slao": SLAO,
     "merge_average": merging.Average,
     "merge_task_arithmetic": merging.TaskArithmetic,

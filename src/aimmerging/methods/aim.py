@@ -18,6 +18,7 @@ from aimmerging.core.controller import (
 from aimmerging.core.fusion import fuse_, snapshot
 from aimmerging.errors import ConfigError
 from aimmerging.training.method import About, Method
+from aimmerging.training.rehearsal import check_losses_kept
 from aimmerging.training.weight_search import best_weight, candidate_losses
 
 if TYPE_CHECKING:
@@ -62,13 +63,7 @@ class Aim(Method):
                 )
             return
         if session.in_step.active:
-            bare = [task for task, rows in session.sizes.items() if rows and not _losses_known(session, task)]
-            if bare:
-                raise ConfigError(
-                    "with rehearsal.placement: step AIMMerging reads forgetting from the loss that is kept beside each "
-                    f"memory row, and rows of {', '.join(bare)} have none; set memory.stored_logits above 0 from the "
-                    "first task on (in Python: pass `answers`), or rehearsal.placement to interval"
-                )
+            check_losses_kept(session, "with rehearsal.placement: step merges are decided")
         self.trajectory = controller.initial_state(self.controller)
         self.anchor = snapshot(session.adapter)
 
@@ -138,8 +133,3 @@ class Aim(Method):
         """Take both back."""
         self.trajectory = ControllerState.from_json(state["trajectory"])
         self.anchor = state["anchor"]
-
-
-def _losses_known(session: "Session", task: str) -> bool:
-    kept = session.answers.get(task, ())
-    return len(kept) == session.sizes[task] and all(math.isfinite(row.loss) for row in kept)

@@ -27,8 +27,15 @@ from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.training.encoding import Collator, Feature, Truncation
-from aimmerging.training.models import LoadedModel, adapter_state, set_adapter_state, set_past_adapter
-from aimmerging.training.session import RehearsalSettings, Session
+from aimmerging.training.models import (
+    LoadedModel,
+    adapter_state,
+    largest_change,
+    set_adapter_state,
+    set_past_adapter,
+)
+from aimmerging.training.rehearsal_settings import RehearsalSettings
+from aimmerging.training.session import Session
 from aimmerging.training.trainer import ContinualTrainer
 
 
@@ -51,12 +58,14 @@ class Trained(NamedTuple):
         events: records for signals.jsonl.
         truncation: rows that were cut.
         evaluated: the adapter to score and keep, by PEFT's names, where it is not the one that was trained.
+        moved: the largest change of one of the adapter's weights.
     """
 
     costs: RunningCosts
     events: list[dict[str, Any]]
     truncation: Truncation
     evaluated: "dict[str, torch.Tensor] | None"
+    moved: float
 
 
 def updates(config: RunConfig, rows: int) -> int:
@@ -111,7 +120,7 @@ def train(
     if kept is not None:
         return _restore_end(loaded, method, kept)
     count = Truncation()
-    features = loaded.codec.examples(rows, count)
+    features, start = loaded.codec.examples(rows, count), adapter_state(loaded.model)
     set_seed(config.seed + index)
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(config, Path(scratch), config.seed + index, steps=updates(config, len(rows)))
@@ -135,7 +144,8 @@ def train(
         checkpoint = working.newest()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         session = trainer.session
-        trained = Trained(session.costs, session.events, count, method.evaluation_adapter(session))
+        moved = largest_change(start, adapter_state(loaded.model))
+        trained = Trained(session.costs, session.events, count, method.evaluation_adapter(session), moved)
         if trainer.accelerator.is_main_process:
             _keep(working, loaded, method, trained)
     return trained
@@ -151,6 +161,7 @@ def _keep(working: Working, loaded: LoadedModel, method: Method, trained: Traine
         "costs": trained.costs.to_json(),
         "events": trained.events,
         "truncation": trained.truncation.to_json(),
+        "moved": trained.moved,
     }
     working.write(LEARNED, tree)
 
@@ -162,7 +173,8 @@ def _restore_end(loaded: LoadedModel, method: Method, tree: dict[str, Any]) -> T
     if tree["carried"] is not None:
         set_past_adapter(loaded.model, tree["carried"])
     method.restore(tree["method"])
-    return Trained(RunningCosts(**tree["costs"]), tree["events"], Truncation(**tree["truncation"]), tree["evaluated"])
+    costs, count = RunningCosts(**tree["costs"]), Truncation(**tree["truncation"])
+    return Trained(costs, tree["events"], count, tree["evaluated"], tree["moved"])
 
 
 def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int) -> TrainingArguments:

@@ -10,6 +10,8 @@ _FEWEST_STEPS = 8
 """Optimizer steps below which a loss that did not fall says nothing."""
 _LEARNED = 0.01
 """A mean loss so low that it need not fall any more."""
+_NEXT_TO_NOTHING = 1e-4
+"""A change of the adapter's weights that leaves a model's answers as they are."""
 
 
 def warmup_steps(training: TrainingConfig, steps: int) -> int:
@@ -20,18 +22,34 @@ def warmup_steps(training: TrainingConfig, steps: int) -> int:
 def before_training(training: TrainingConfig, steps: int) -> list[str]:
     """What can be known of a task of so many optimizer steps before it is learned."""
     warmup = warmup_steps(training, steps)
-    if warmup < steps:
-        return []
-    reached = training.learning_rate * max(steps - 1, 0) / warmup if warmup else 0.0
-    return [
-        f"the warm-up of {warmup} steps (training.warmup_steps) is not shorter than the training of {steps}: "
-        f"the rate comes to {reached:.1e} instead of {training.learning_rate:.1e}; leave training.warmup_steps out "
-        "for a tenth of the steps, or train for more epochs"
-    ]
+    if warmup >= steps:
+        reached = training.learning_rate * max(steps - 1, 0) / warmup if warmup else 0.0
+        return [
+            f"the warm-up of {warmup} steps (training.warmup_steps) is not shorter than the training of {steps}: "
+            f"the rate comes to {reached:.1e} instead of {training.learning_rate:.1e}; leave training.warmup_steps out "
+            "for a tenth of the steps, or train for more epochs"
+        ]
+    most = training.learning_rate * steps  # AdamW moves a weight by about the rate in a step
+    if most < _NEXT_TO_NOTHING:
+        return [
+            f"{steps} steps at a rate of {training.learning_rate:.1e} move a weight by at most about {most:.1e}, which "
+            "teaches next to nothing; raise training.learning_rate, or train for more epochs"
+        ]
+    return []
 
 
-def after_training(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a task's signals say of its training: a loss that did not fall between its first and its last quarter."""
+def after_training(events: Sequence[Mapping[str, Any]], moved: float) -> list[str]:
+    """What is seen of a task's training: weights that hardly moved, a loss that did not fall.
+
+    Args:
+        events: the task's signals; the loss of the first quarter of the steps is compared with that of the last.
+        moved: the largest change of one of the adapter's weights.
+    """
+    if moved < _NEXT_TO_NOTHING:
+        return [
+            f"no weight of the adapter moved by more than {moved:.1e}, which teaches next to nothing; raise "
+            "training.learning_rate or training.max_grad_norm, or train for more epochs"
+        ]
     losses = [event["loss"] for event in events if event["kind"] == "step" and event["loss"] is not None]
     if len(losses) < _FEWEST_STEPS:
         return []

@@ -90,7 +90,7 @@ def _learn_stage(
             trained = learning.train(
                 config, loaded, method, rows, memory, carried, index=index, working=working, step_done=tell
             )
-        warnings += messages.say_warnings(title, schedule.after_training(trained.events), progress)
+        warnings += messages.say_warnings(title, schedule.after_training(trained.events, trained.moved), progress)
         with adapter_active(loaded.model, trained.evaluated) as adapter:
             with trained.costs.measure("memory"):
                 kept = learning.remember(config, loaded, tasks[0], ranks) if method.rehearses else None

@@ -14,10 +14,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from aimmerging.config import RunConfig, deep_merge, dump_yaml, read_yaml, resolve
+from aimmerging.config import RunConfig, deep_merge, dump_yaml, resolve
 from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
-from aimmerging.data.text_files import read_text
+from aimmerging.data.text_files import read_text, read_yaml
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.store import general_sets, records
 from aimmerging.store.files import COMMITTED, check, committing, write_text, writing

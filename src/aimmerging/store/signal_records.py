@@ -34,6 +34,7 @@ class Step(Signal):
     memory_rows: Count | None = None
     rehearsal_loss: float | None = None
     rehearsal_weight: float | None = None
+    rehearsal_share: float | None = None
 
 
 class Merge(Signal):

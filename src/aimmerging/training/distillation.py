@@ -49,14 +49,14 @@ def answer_logits(logits: Tensor, labels: Tensor, k: int, *, shift: bool) -> lis
 
 
 def distillation_loss(
-    logits: Tensor, labels: Tensor, stored: Sequence[AnswerLogits], *, shift: bool, temperature: float
+    logits: Tensor, labels: Tensor, stored: Sequence[AnswerLogits | None], *, shift: bool, temperature: float
 ) -> Tensor:
     """T² · KL(stored ‖ current) at temperature T, summed over answer tokens; the stored top-k is renormalised.
 
     Args:
         logits: [rows, length, vocabulary] of the current model.
         labels: [rows, length], -100 where there is no answer.
-        stored: one entry a row, as many tokens as the row has labels.
+        stored: one entry a row, as many tokens as the row has labels; None adds nothing. At least one is not None.
         shift: True for decoder-only models.
         temperature: T.
 
@@ -65,15 +65,17 @@ def distillation_loss(
     """
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    wanted = labels != -100
-    lengths, own = [len(row.values) for row in stored], wanted.sum(dim=1).tolist()
+    known = [row for row in stored if row is not None]
+    wanted = (labels != -100) & torch.tensor([row is not None for row in stored], device=labels.device)[:, None]
+    lengths = [len(row.values) if row is not None else 0 for row in stored]
+    own = wanted.sum(dim=1).tolist()
     if lengths != own:
         raise RunDirectoryError(
             f"the memory's stored logits are of answers with {lengths} tokens, its rows have {own}: they were stored "
             "with another tokenizer or other rows; delete logits.safetensors or learn the task again"
         )
-    values = torch.cat([row.values for row in stored]).to(logits.device, torch.float32)
-    indices = torch.cat([row.indices for row in stored]).to(logits.device, torch.int64)
+    values = torch.cat([row.values for row in known]).to(logits.device, torch.float32)
+    indices = torch.cat([row.indices for row in known]).to(logits.device, torch.int64)
     target = torch.log_softmax(values / temperature, dim=-1)
     current = torch.log_softmax(logits[wanted].float() / temperature, dim=-1).gather(-1, indices)
     return temperature**2 * (target.exp() * (target - current)).sum()

@@ -69,9 +69,6 @@ class TrainerHooks:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         trainer: Any = self
-        if trainer.is_fsdp_enabled:  # sharded optimizers are the trainer's business; such a checkpoint is not resumed
-            super()._save_optimizer_and_scheduler(output_dir)  # pyright: ignore[reportAttributeAccessIssue]
-            return
         tree = resume.capture(self)
         if trainer.args.should_save:
             save_state(Path(output_dir) / resume.FOLDER, tree)
@@ -81,7 +78,7 @@ class TrainerHooks:
         if not folder.is_dir():
             raise ConfigError(
                 f"{resume_from_checkpoint} does not hold the state of a continual method; start the task anew without "
-                "resume_from_checkpoint (checkpoints of FSDP and of other trainers are not resumed)"
+                "resume_from_checkpoint (checkpoints of other trainers are not resumed)"
             )
         self._resumed = load_state(folder)
 

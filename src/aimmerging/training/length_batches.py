@@ -1,11 +1,13 @@
 """Batches of rows of similar length, so that little of a batch is padding; the rows of an epoch stay the same.
 
 The rows are shuffled first. Within windows of a few optimizer steps they are then sorted by length and cut into
-micro-batches, and the micro-batches of a window are shuffled, so that steps do not go from short to long.
+groups, and the groups are shuffled and dealt to the steps, whose rows are sorted again. So steps do not go from short
+to long, a step has rows of several lengths, and which rows it has does not depend on the size of a micro-batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch.utils.data import Sampler
 from aimmerging.errors import ConfigError
 
 Length = tuple[int, int]
+GROUPS_A_STEP = 4
+"""Groups of similar length in a step. Steps of one length alone taught a tiny BART less, see docs/reliability.md."""
 
 
 def length(row: Mapping[str, Any]) -> Length:
@@ -21,26 +25,31 @@ def length(row: Mapping[str, Any]) -> Length:
     return len(row["input_ids"]), len(row.get("labels", ()))
 
 
-def epoch_order(lengths: Sequence[Length], together: int, window: int, key: str) -> list[int]:
+def epoch_order(lengths: Sequence[Length], step: int, window: int, key: str) -> list[int]:
     """Places of all rows in the order they are learned in one epoch.
 
     Args:
         lengths: of the rows.
-        together: rows of similar length, those of one micro-batch on every process.
-        window: rows among which they are chosen, a multiple of `together`.
+        step: rows of an optimizer step, over all processes.
+        window: steps whose rows are exchanged with one another.
         key: the order depends on it and on the lengths alone.
     """
-    rng, order = Random(key), list(range(len(lengths)))
+    rng, order, size = Random(key), list(range(len(lengths))), max(1, step // GROUPS_A_STEP)
     rng.shuffle(order)
-    # the rows that fill no micro-batch come last, else the loader would cut all groups after them in other places
-    whole = len(order) - len(order) % together
-    result: list[int] = []
-    for start in range(0, whole, window):
-        rows = sorted(order[start : min(start + window, whole)], key=lambda place: lengths[place])
-        groups = [rows[first : first + together] for first in range(0, len(rows), together)]
+
+    def by_length(rows: Sequence[int]) -> list[int]:
+        return sorted(rows, key=lambda place: lengths[place])
+
+    # the rows that fill no step come last, else the loader would cut all steps after them in other places
+    whole = len(order) - len(order) % step
+    dealt: list[int] = []
+    for start in range(0, whole, window * step):
+        rows = by_length(order[start : min(start + window * step, whole)])
+        groups = [rows[first : first + size] for first in range(0, len(rows), size)]
         rng.shuffle(groups)
-        result += [place for group in groups for place in group]
-    return result + order[whole:]
+        dealt += chain.from_iterable(groups)
+    dealt += order[whole:]
+    return [place for start in range(0, len(dealt), step) for place in by_length(dealt[start : start + step])]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +58,7 @@ class LengthBatches(Sampler[int]):
 
     Attributes:
         lengths: of the rows.
-        together: see :func:`epoch_order`.
+        step: see :func:`epoch_order`.
         window: see :func:`epoch_order`.
         seed: of all epochs.
         epoch: asked when an epoch begins. A resumed epoch so has the order that it had; being told of it would not do,
@@ -57,7 +66,7 @@ class LengthBatches(Sampler[int]):
     """
 
     lengths: Sequence[Length]
-    together: int
+    step: int
     window: int
     seed: int
     epoch: Callable[[], int]
@@ -66,7 +75,7 @@ class LengthBatches(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.lengths, self.together, self.window, f"{self.seed}/{self.epoch()}"))
+        return iter(epoch_order(self.lengths, self.step, self.window, f"{self.seed}/{self.epoch()}"))
 
 
 def sampler(trainer: Any, dataset: Any, steps: int) -> LengthBatches:
@@ -86,12 +95,11 @@ def sampler(trainer: Any, dataset: Any, steps: int) -> LengthBatches:
             "'input_ids'; tokenise them before training, or set length_window to 0"
         )
     arguments = trainer.args
-    together = arguments.train_batch_size * arguments.world_size
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     return LengthBatches(
         [length(row) for row in dataset],
-        together,
-        steps * together * arguments.gradient_accumulation_steps,
+        arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
+        steps,
         seed,
         lambda: int(trainer.state.epoch or 0),
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -251,6 +251,11 @@ def adapter_state(model: Any) -> dict[str, Any]:
     from peft import get_peft_model_state_dict
 
     return {name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()}
+
+
+def largest_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """The largest change of one weight between two states of an adapter."""
+    return max(float((after[name].float() - value.float()).abs().max()) for name, value in before.items())
 
 
 def set_adapter_state(model: Any, state: dict[str, Any]) -> None:

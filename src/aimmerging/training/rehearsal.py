@@ -1,4 +1,4 @@
-"""Rehearsal inside the task's own steps, with its settings: which memory rows a step learns and how they are added.
+"""Rehearsal inside the task's own steps: which memory rows a step learns and how they are added.
 
 g = g_task + w · g_memory, where g_memory is the gradient of the mean rehearsal loss over the step's memory tokens.
 `joint`: the memory rows are added to the task's batches, their labels hidden from the trainer's own loss, and their
@@ -8,106 +8,44 @@ gradients, and under trainers with a loss of their own, such as TRL's, whose fus
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from aimmerging.core import memory
+from aimmerging.core import share as shares
 from aimmerging.core.memory import MemoryRef
+from aimmerging.core.share import Drift
 from aimmerging.core.signals import row_losses, token_losses
 from aimmerging.errors import ConfigError
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
 from aimmerging.training.method import Method
+from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
 if TYPE_CHECKING:
     from aimmerging.training.session import Session
 
 
-class RehearsalLoss(NamedTuple):
-    """ce · CE + kl · T² · KL(stored ‖ current), the mean over a memory batch's answer tokens.
-
-    Attributes:
-        ce: weight of the cross-entropy.
-        kl: weight of the distillation towards the stored answer logits.
-        temperature: T.
-    """
-
-    ce: float = 1.0
-    kl: float = 0.0
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RehearsalSettings:
-    """How a session probes and rehearses; see :mod:`aimmerging.config` for the reasons behind the fields.
-
-    Attributes:
-        batch_size: memory rows a rehearsal step, over all processes.
-        micro_batch_size: rows on a device at once.
-        optimizer: whose moments rehearsal uses, see RehearsalConfig.
-        distillation_weight: of the KL term; 0 means none.
-        distillation_temperature: T of the KL term.
-        probe_rows: memory rows a probe, over all processes.
-        probe_fixed: the same rows at every probe of the task.
-        seed: of all draws.
-        on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
-        answer_only_logits: compute logits only where a label counts, on the task too, see TrainingConfig.
-        length_window: optimizer steps on the task among whose rows those of similar length are batched together; above
-            0 the rows of a rehearsal step are sorted by length too. 0 leaves the order to the trainer.
-        placement: `interval`, in steps of their own whenever the method says so; `step`, inside every task step; None,
-            as the method has it by default: `step` for AIMMerging without merges, else `interval`.
-        share: with `step`, memory rows for each row of a step's batch.
-        budget: with `step`, whether the memory rows come on top (`extra`) or take the places of task rows (`within`).
-        weight: w in g = g_task + w · g_memory.
-        weight_bound: the most that `norm_ratio` may come to.
-        weight_every: steps from one measurement of `norm_ratio` to the next.
-        computation: `joint`, one forward and backward for task and memory; `apart`, one for each, the same gradients.
-    """
-
-    batch_size: int = 32
-    micro_batch_size: int = 8
-    optimizer: Literal["shared", "separate", "reset"] = "shared"
-    distillation_weight: float = 0.0
-    distillation_temperature: float = 2.0
-    probe_rows: int = 16
-    probe_fixed: bool = True
-    seed: int = 0
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    answer_only_logits: bool = True
-    length_window: int = 0
-    placement: Literal["interval", "step"] | None = None
-    share: float = 0.25
-    budget: Literal["extra", "within"] = "extra"
-    weight: float | Literal["norm_ratio"] = 1.0
-    weight_bound: float = 4.0
-    weight_every: int = 8
-    computation: Literal["joint", "apart"] = "joint"
-
-    @property
-    def loss(self) -> RehearsalLoss:
-        """Of a rehearsal step, where a method asks for no other."""
-        return RehearsalLoss(1.0, self.distillation_weight, self.distillation_temperature)
-
-
 def memory_loss(
-    logits: Tensor, labels: Tensor, answers: Sequence[AnswerLogits] | None, weights: RehearsalLoss, *, shift: bool
+    logits: Tensor, labels: Tensor, answers: Sequence[AnswerLogits | None], weights: RehearsalLoss, *, shift: bool
 ) -> Tensor:
-    """The rehearsal loss summed over answer tokens; without the KL where a row's stored logits are missing.
+    """The rehearsal loss summed over answer tokens; a row whose stored logits are missing has no KL.
 
     Args:
         logits: [rows, length, vocabulary].
         labels: [rows, length], -100 where there is no answer.
-        answers: stored logits of the rows; None where some row has none.
+        answers: stored logits of the rows; None for a row that has none.
         weights: of the terms.
         shift: True for decoder-only models.
     """
     loss = weights.ce * token_losses(logits, labels, shift=shift).sum()
-    if answers is None or not weights.kl:
+    if not weights.kl or all(row is None for row in answers):
         return loss
     return loss + weights.kl * distillation_loss(logits, labels, answers, shift=shift, temperature=weights.temperature)
 
@@ -139,12 +77,12 @@ class MemoryBatch(NamedTuple):
 
     Attributes:
         batch: as the model takes it, with its labels.
-        answers: their stored logits; None where a row has none.
+        answers: their stored logits; None for a row that has none.
         stored: their losses when they were stored; NaN where it is not known.
     """
 
     batch: dict[str, Tensor]
-    answers: list[AnswerLogits] | None
+    answers: list[AnswerLogits | None]
     stored: list[float]
 
 
@@ -158,7 +96,9 @@ class StepRehearsal:
         measured: step before which `norm_ratio` was last measured; None before.
         joint: whether the trainer's loss leaves the model's logits, with their gradients, to a joint computation.
         apart: whether the step computes the gradients apart.
-        parts: this process's rows by micro-batch.
+        drawn: this process's rows.
+        parts: the same by micro-batch.
+        unlabelled: micro-batches of this process all of whose task rows gave way.
         waiting: the same as batches, those that are still to come; None where a micro-batch has none.
         rows: memory rows of the step, over all processes.
         tokens: their answer tokens.
@@ -166,6 +106,9 @@ class StepRehearsal:
         joint_loss: the last joint loss without the task's, as the optimizer sees it.
         memory_gradients: g_memory where it is computed apart, in the adapter's order; only during `before_step`.
         drifts: loss now minus loss when stored of this process's rows.
+        seen: the drifts of the latest steps, where they set the share.
+        share: memory rows for each row of the step's batch.
+        learned: memory rows of all steps so far, as a share that changes from step to step comes to.
     """
 
     session: "Session" = field(repr=False)
@@ -173,7 +116,9 @@ class StepRehearsal:
     measured: int | None = None
     joint: bool = True
     apart: bool = False
+    drawn: list[MemoryRef] = field(default_factory=list)
     parts: list[list[MemoryRef]] = field(default_factory=list)
+    unlabelled: int = 0
     waiting: list[MemoryBatch | None] = field(default_factory=list)
     rows: int = 0
     tokens: float = 0.0
@@ -181,10 +126,15 @@ class StepRehearsal:
     joint_loss: float | Tensor = 0.0
     memory_gradients: list[Tensor] | None = None
     drifts: list[Tensor] = field(default_factory=list)
+    seen: list[Drift] = field(default_factory=list)
+    share: float = 0.0
+    learned: float = 0.0
 
     def __post_init__(self) -> None:
         if self.settings.weight != "norm_ratio":
             self.weight = self.settings.weight
+        if self.active and isinstance(self.settings.share, tuple):
+            check_losses_kept(self.session, "a share between two bounds is set")
 
     @property
     def settings(self) -> RehearsalSettings:
@@ -207,29 +157,44 @@ class StepRehearsal:
         """Choose the coming step's rows, a function of seed and step, and spread them over its micro-batches."""
         session, settings = self.session, self.settings
         self.apart, self.parts, self.waiting, self.rows, self.tokens = False, [], [], 0, 0.0
-        self.loss, self.joint_loss, self.drifts = 0.0, 0.0, []
+        self.loss, self.joint_loss, self.drifts, self.unlabelled = 0.0, 0.0, [], 0
         if not self.active:
             return
-        places = memory.step_places(settings.share * session.batch_size, session.step)
-        mine = session.own(memory.draw_places(session.sizes, places, settings.seed))
-        self.parts = [mine[place::micro_batches] for place in range(micro_batches)]
+        self.drawn = session.own(memory.draw_places(session.sizes, self._places(), settings.seed))
+        self.parts = [self.drawn[place::micro_batches] for place in range(micro_batches)]
         reads = _reads_gradients(session.trainer.method)
         self.apart = settings.computation == "apart" or not self.joint or reads or self._measurement_due
 
-    def make_room(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The step's micro-batches of the task; with the budget `within`, memory rows take the places of the last rows.
+    def _places(self) -> range:
+        """Of the step's memory rows in the sequence of draws."""
+        share, rows = self.settings.share, self.session.batch_size
+        if not isinstance(share, tuple):
+            self.share = share
+            return memory.step_places(share * rows, self.session.step)
+        self.share = shares.share(self.seen, *share)
+        first, self.learned = self.learned, self.learned + self.share * rows
+        return range(int(first), int(self.learned))
 
-        One task row always stays. Memory rows for which a batch is too short, as an epoch's last may be, are left out
-        until their next turn.
+    def make_room(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The step's micro-batches of the task; with the budget `within`, memory rows take the places of task rows.
+
+        The places are spread evenly over the step's rows, other ones from step to step, so they do not depend on its
+        split into micro-batches. One
+        task row always stays: memory rows for which the step is too short, as an epoch's last may be, are left out
+        until their next turn. A micro-batch that loses every row keeps one without its labels, because the model needs
+        a row to compute on.
         """
-        for place, batch in enumerate(batches):
-            if self.settings.budget == "extra" or place >= len(self.parts):
-                yield batch
-                continue
-            rows = len(batch["input_ids"])
-            self.parts[place] = self.parts[place][: rows - 1]
-            left = rows - len(self.parts[place])
-            yield {name: value[:left] for name, value in batch.items()}
+        if self.settings.budget == "extra" or not self.parts:
+            return batches
+        found = list(islice(batches, len(self.parts)))
+        sizes = [len(batch["input_ids"]) for batch in found]
+        refs = self.drawn[: max(sum(sizes) - 1, 0)]
+        taken = dict(zip(memory.even_places(sum(sizes), len(refs), self.session.step), refs, strict=True))
+        steps = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        self.parts = [[taken[place] for place in step if place in taken] for step in steps]
+        left = [[row for row, place in enumerate(step) if place not in taken] for step in steps]
+        self.unlabelled = sum(not rows for rows in left)
+        return iter([_only_rows(batch, rows) for batch, rows in zip(found, left, strict=True)])
 
     def ready(self, micro_batches: int) -> None:
         """Make batches of the rows and count them, once it is known how many micro-batches the step really has."""
@@ -295,7 +260,7 @@ class StepRehearsal:
         """A row without a label."""
         task = next(task for task, size in self.session.sizes.items() if size)
         batch, _ = self.session.collated([MemoryRef(task, 0)])
-        return MemoryBatch({**batch, "labels": torch.full_like(batch["labels"], -100)}, None, [])
+        return MemoryBatch({**batch, "labels": torch.full_like(batch["labels"], -100)}, [None], [])
 
     def _forward(self, memory_batch: MemoryBatch, model: Any) -> Tensor:
         inputs = {name: value for name, value in memory_batch.batch.items() if name != "labels"}
@@ -350,7 +315,13 @@ class StepRehearsal:
             return {}
         [loss] = self.session.sum_over_ranks(float(self.loss))
         loss = loss if self.rows and math.isfinite(loss) else None
-        return {"memory_rows": self.rows, "rehearsal_loss": loss, "rehearsal_weight": self.weight}
+        found = {"memory_rows": self.rows, "rehearsal_loss": loss, "rehearsal_weight": self.weight}
+        if not isinstance(self.settings.share, tuple):
+            return found
+        drifts = [float(drift) for drift in self.drifts]
+        rows, *sums = self.session.sum_over_ranks(len(drifts), sum(drifts), sum(drift**2 for drift in drifts))
+        self.seen = shares.seen(self.seen, Drift(int(rows), *sums))
+        return found | {"rehearsal_share": self.share}
 
     def forgetting(self) -> float | None:
         """Mean over the step's rows of (loss now − loss when stored), nats a token; None for a step without such rows.
@@ -385,11 +356,40 @@ def join(inputs: Mapping[str, Tensor], memory_batch: MemoryBatch, model: Any) ->
     return {name: _stacked(inputs[name], other[name], -100 if name == "labels" else 0) for name in inputs}
 
 
+def _only_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Some rows of a batch; where there are none, its first row without labels."""
+    part = {name: value[list(rows) or [0]] for name, value in batch.items()}
+    return part if rows else part | {"labels": torch.full_like(part["labels"], -100)}
+
+
 def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
     """Rows of both, [rows, length], as wide as the wider one."""
     width = max(above.shape[1], below.shape[1])
     pad = torch.nn.functional.pad
     return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in (above, below)])
+
+
+def check_losses_kept(session: "Session", use: str) -> None:
+    """Refuse memory rows without the loss that they had when they were stored.
+
+    Args:
+        session: with the rows.
+        use: what the losses are for, as the beginning of a sentence.
+
+    Raises:
+        ConfigError: naming the tasks.
+    """
+    bare = [
+        task
+        for task, rows in session.sizes.items()
+        if sum(math.isfinite(kept.loss) for kept in session.answers.get(task, ())) < rows
+    ]
+    if bare:
+        raise ConfigError(
+            f"{use} by the loss that is kept beside each memory row, and rows of {', '.join(bare)} have none; set "
+            "memory.stored_logits above 0 from the first task on (in Python: pass `answers`), or rehearse without: "
+            "rehearsal.placement interval, or rehearsal.share as one number"
+        )
 
 
 def check_method(method: type[Method], name: str, placement: str | None) -> None:

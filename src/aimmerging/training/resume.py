@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
+from aimmerging.core.share import Drift
 from aimmerging.errors import RunDirectoryError
 from aimmerging.store.tensor_tree import to_device
 from aimmerging.training.costs import RunningCosts
@@ -79,7 +80,9 @@ def _session_state(session: Session) -> dict[str, Any]:
     """Everything of a session but what it was made from."""
     own = {str(place): session.own_moments[value] for place, value in _moments(session)}
     plain = {"learning_rate": session.learning_rate, "drawn": session.drawn, "probed": session.probed}
-    plain |= {"rehearsal_weight": session.in_step.weight, "rehearsal_measured": session.in_step.measured}
+    rehearsal = session.in_step
+    plain |= {"rehearsal_weight": rehearsal.weight, "rehearsal_measured": rehearsal.measured}
+    plain |= {"rehearsal_seen": [list(drift) for drift in rehearsal.seen], "rehearsal_learned": rehearsal.learned}
     return {**plain, "costs": session.costs.to_json(), "events": session.events, "own_moments": own}
 
 
@@ -87,6 +90,9 @@ def _restore_session(session: Session, state: dict[str, Any]) -> None:
     session.learning_rate, session.drawn, session.probed = state["learning_rate"], state["drawn"], state["probed"]
     if "rehearsal_weight" in state:  # not in checkpoints from before
         session.in_step.weight, session.in_step.measured = state["rehearsal_weight"], state["rehearsal_measured"]
+    if "rehearsal_seen" in state:
+        session.in_step.seen = [Drift(*drift) for drift in state["rehearsal_seen"]]
+        session.in_step.learned = state["rehearsal_learned"]
     session.costs, session.events = RunningCosts(**state["costs"]), state["events"]
     parameters = [value for value in session.model.parameters() if value.requires_grad]
     for place, moments in state["own_moments"].items():

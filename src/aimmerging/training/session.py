@@ -28,13 +28,12 @@ from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.length_batches import length
 from aimmerging.training.models import adapter_state, set_adapter_state
 from aimmerging.training.rehearsal import (
-    RehearsalLoss,
-    RehearsalSettings,
     StepRehearsal,
     check_method,
     memory_loss,
     rehearsal_moments,
 )
+from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
 _OWN = ""  # what the task that is being learned is called in a draw; tasks have names
 
@@ -394,8 +393,8 @@ class Session:
 
     def _micro_batches(
         self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
-    ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits] | None]]:
-        """This rank's rows of a draw, collated and on the device, with their stored logits where all rows have some."""
+    ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits | None]]]:
+        """This rank's rows of a draw, collated and on the device, with their stored logits as :meth:`collated`."""
         size, mine = self.settings.micro_batch_size, self.own(refs)
         if self.settings.length_window:
             rows = features or self.features
@@ -413,8 +412,8 @@ class Session:
         features: Mapping[str, Sequence[Any]] | None = None,
         *,
         narrow: bool = True,
-    ) -> tuple[dict[str, Tensor], list[AnswerLogits] | None]:
-        """Rows as one batch on the device, and their stored logits where all of them have some.
+    ) -> tuple[dict[str, Tensor], list[AnswerLogits | None]]:
+        """Rows as one batch on the device, and the stored logits of each, None where it has none.
 
         Args:
             refs: the rows.
@@ -423,8 +422,7 @@ class Session:
         """
         features = features or self.features
         batch = self._prepared([features[ref.task][ref.row] for ref in refs], narrow=narrow)
-        stored = [self.answers[ref.task][ref.row] for ref in refs if ref.task in self.answers]
-        return batch, stored if len(stored) == len(refs) else None
+        return batch, [self.answers[ref.task][ref.row] if ref.task in self.answers else None for ref in refs]
 
     def _prepared(self, rows: Sequence[Mapping[str, Any]], *, narrow: bool = True) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""

@@ -27,7 +27,8 @@ from aimmerging.training.hf_hooks import TrainerHooks
 from aimmerging.training.memory_folder import Memory, recall, remember
 from aimmerging.training.method import Method
 from aimmerging.training.rehearsal import MemoryBatch, join
-from aimmerging.training.session import RehearsalSettings, Session
+from aimmerging.training.rehearsal_settings import RehearsalSettings
+from aimmerging.training.session import Session
 
 
 class _MethodCallback(TrainerCallback):
@@ -94,7 +95,7 @@ class ContinualMixin(TrainerHooks):
 
     Raises:
         ModelError: nothing of the model is trainable, the method merges and the adapter is not plain LoRA, or it runs
-            under DeepSpeed, which is not supported.
+            under DeepSpeed or FSDP, which are not supported.
     """
 
     def __init__(
@@ -108,8 +109,9 @@ class ContinualMixin(TrainerHooks):
     ) -> None:
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        if trainer.is_deepspeed_enabled:
-            raise ModelError("DeepSpeed is not supported: merges under its partitioned optimizer are untested; use DDP")
+        for name, used in (("DeepSpeed", trainer.is_deepspeed_enabled), ("FSDP", trainer.is_fsdp_enabled)):
+            if used:
+                raise ModelError(f"{name} is not supported: merges of what it shards are untested; use DDP")
         # an encoder-decoder's loss is a mean over the micro-batch, although its forward takes any keyword
         returns_mean = trainer.model.config.is_encoder_decoder or not trainer.model_accepts_loss_kwargs
         self._weighs_loss = returns_mean and trainer.compute_loss_func is None
@@ -235,6 +237,7 @@ class ContinualMixin(TrainerHooks):
         """Record the step and hand over to the method."""
         session, rehearsal = self.session, self.session.in_step
         session.costs.task_updates += 1
+        self._step_rows -= rehearsal.unlabelled * session.world
         session.costs.task_rows += self._step_rows
         [total] = session.sum_over_ranks(float(torch.stack(self._micro_losses).sum()))
         self._micro_losses.clear()
