@@ -92,12 +92,14 @@ class Seen:
         stage_seconds: from the end of the stage before to the end of this one.
         peak_bytes: largest resident memory meanwhile; None where the system does not tell.
         run_bytes: of the whole run directory, with the stage.
+        report_bytes: of report.html among them.
     """
 
     ends: list[float] = field(default_factory=list)
     stage_seconds: float = 0.0
     peak_bytes: int | None = None
     run_bytes: int = 0
+    report_bytes: int = 0
 
 
 class Watch(Progress):
@@ -125,6 +127,7 @@ class Watch(Progress):
             last = self.seen[-1]
             last.stage_seconds = time.process_time() - self.began
             last.peak_bytes, last.run_bytes = peak_memory(start=False), bytes_in(self.out)
+            last.report_bytes = (self.out / "report.html").stat().st_size
         peak_memory(start=True)
         self.began = time.process_time()
 
@@ -144,15 +147,11 @@ def measure(tasks: int) -> list[dict[str, Any]]:
         run_stream(configuration(model), stream(tasks), out, progress=watch)
         watch.end_stage()
         stages = RunDirectory.open(out).stages
-        memory, table = 0, []
-        for stage, seen in zip(stages, watch.seen, strict=True):
-            memory += bytes_in(stage.path / "memory")
-            table.append(as_row(stage, seen, memory))
-    return table
+        return [as_row(stage, seen) for stage, seen in zip(stages, watch.seen, strict=True)]
 
 
-def as_row(stage: Stage, seen: Seen, memory: int) -> dict[str, Any]:
-    """A stage's figures; `memory` is the bytes of memory up to it."""
+def as_row(stage: Stage, seen: Seen) -> dict[str, Any]:
+    """A stage's figures."""
     costs = stage.record.costs
     steps = [after - before for before, after in zip(seen.ends, seen.ends[1:], strict=False)]
     return {
@@ -162,28 +161,28 @@ def as_row(stage: Stage, seen: Seen, memory: int) -> dict[str, Any]:
         "rows_per_step": (costs.task_rows + costs.memory_rows) / costs.task_updates,
         "answers": len(stage.record.scores) * TEST,
         "run_bytes": seen.run_bytes,
-        "memory_bytes": memory,
+        "report_bytes": seen.report_bytes,
+        "stage_bytes": bytes_in(stage.path),
+        "memory_bytes": bytes_in(stage.path / "memory"),
         "peak_bytes": seen.peak_bytes,
     }
 
 
 def constants(table: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Bytes a task, on the line from the second task to the last but one; the last is scored on every task."""
-    first, last = table[1], table[-2]
-    tasks = last["task"] - first["task"]
-    return {name: (last[name] - first[name]) / tasks for name in ("run_bytes", "memory_bytes")}
+    """Bytes that a task adds, the mean but for the last one, which answers the rows of every task."""
+    return {name: statistics.mean(row[name] for row in table[:-1]) for name in ("stage_bytes", "memory_bytes")}
 
 
 def as_markdown(table: Sequence[dict[str, Any]]) -> str:
     """The tasks of :data:`SHOWN`; of a time the median of the five tasks that end there."""
-    head = ("task", "ms a step", "rows a step", "s a stage", "run directory MB", "memory kB", "peak RSS MB")
+    head = ("task", "ms a step", "rows a step", "s a stage", "stage kB", "memory B", "run directory MB", "peak RSS MB")
     lines = ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
     for number in (number for number in SHOWN if number <= len(table)):
         row, near = table[number - 1], table[max(number - 5, 1) : number]
         step, stage = (statistics.median(one[name] for one in near) for name in ("step_seconds", "stage_seconds"))
         peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
         cells = [f"{number}", f"{1000 * step:.1f}", f"{row['rows_per_step']:.2f}", f"{stage:.2f}"]
-        cells += [f"{row['run_bytes'] / 1e6:.2f}", f"{row['memory_bytes'] / 1e3:.1f}", peak]
+        cells += [f"{row['stage_bytes'] / 1e3:.1f}", f"{row['memory_bytes']}", f"{row['run_bytes'] / 1e6:.2f}", peak]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

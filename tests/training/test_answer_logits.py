@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from aimmerging import ContinualTrainer, Method, RehearsalSettings
 from aimmerging.core.signals import token_losses
 from aimmerging.methods.lwf import LwF
-from aimmerging.training.answer_logits import KEPT, narrowed
+from aimmerging.training.answer_logits import KEPT, narrowed, prepare_for_compile
 from aimmerging.training.distillation import answer_logits
 from aimmerging.training.encoding import Codec, Collator
 
@@ -88,6 +88,19 @@ def test_loss_logits_and_gradients_are_those_of_whole_rows(family, batch):
     for one, other in zip(*stored, strict=True):
         assert torch.equal(one.indices, other.indices)
         assert torch.allclose(one.values, other.values, atol=2e-3)
+
+
+def test_hooks_for_a_compiled_model_select_as_its_own_forward_does(batch):
+    own, prepared = (adapted(base_of("llama")).eval() for _ in range(2))
+    prepare_for_compile(prepared)
+    less = narrowed(own, batch)
+    assert KEPT in less
+    last = {**batch, KEPT: 1}  # as `generate` asks for
+    last.pop("labels")
+    for given, length in ((less, less["labels"].shape[1]), (last, 1), (batch, batch["labels"].shape[1])):
+        logits = prepared(**given).logits
+        assert logits.shape[1] == length
+        assert torch.equal(logits, own(**given).logits)
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -132,22 +132,24 @@ def own_column(view: RunView, task: int) -> int:
 def _score_line(view: RunView, task: int, learned: int) -> Figure:
     scores = view.scores.matrix[task]
     names = ["before training", *(f"after {label(name)}" for name in view.scores.tasks)]
+    # the first of several columns without a score makes the gap; all of them would be the square of the tasks in points
+    columns = [at for at, score in enumerate(scores) if score is not None or (at and scores[at - 1] is not None)]
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": list(range(len(scores))),
-        "y": numbers(scores),
+        "x": columns,
+        "y": numbers([scores[at] for at in columns]),
         "hovertext": [
-            f"{label(view.scores.tasks[task])}<br>{name}: {'not scored' if score is None else f'{score:.1f}'}"
-            for name, score in zip(names, scores, strict=False)
+            f"{label(view.scores.tasks[task])}<br>{names[at]}: {'not scored' if score is None else f'{score:.1f}'}"
+            for at, score in ((at, scores[at]) for at in columns)
         ],
         "hoverinfo": "text",
         "line": {"color": BLUE, "width": 2},
         "marker": {
             "opacity": 1,
-            "size": [11 if column == learned else 5 for column in range(len(scores))],
-            "symbol": ["diamond" if column == learned else "circle" for column in range(len(scores))],
-            "color": [ORANGE if column == learned else BLUE for column in range(len(scores))],
+            "size": [11 if column == learned else 5 for column in columns],
+            "symbol": ["diamond" if column == learned else "circle" for column in columns],
+            "color": [ORANGE if column == learned else BLUE for column in columns],
         },
     }
 

@@ -79,7 +79,7 @@ def prepare_for_compile(model: Any) -> None:
     Args:
         model: of transformers, with or without PEFT's wrapper.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not base.config.is_encoder_decoder and base not in _taught:
         _teach(base)
 
