@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aimmerging.config import PRESET_VALUES, GateConfig, RunConfig
+from aimmerging.config import GateConfig, RunConfig, resolve
 from aimmerging.core.controller import ControllerConfig
 from aimmerging.data.general import GeneralSource
 from aimmerging.data.loading import TaskSource
@@ -15,18 +15,31 @@ from aimmerging.data.loading import TaskSource
 HEAD = """# Configuration
 
 A YAML file; `--set a.b=c` changes a value on the command line. Unknown keys are errors. Values not given come from the
-preset, then from the defaults below. The run directory keeps the configuration with every value named. This page is
-written by `docs/make_configuration.py`.
+preset ([the table at the end](#presets)), then from the defaults below. The run directory keeps the configuration with
+every value named. This page is written by `docs/make_configuration.py`.
 
 ```yaml
 preset: default          # paper, reference or default
-method: aim              # `sequential`, `replay`, `aim`, `single_task`, `multi_task`
+method: aim              # one of `aimmerging methods`
 single_task: train       # also learn each task alone, for forward transfer
 model: {name: Qwen/Qwen3-0.6B, dtype: bfloat16}
 training: {precision: bf16, epochs: 3}
 tasks:
   - {name: tickets, path: data/tickets}
 ```
+"""
+PRESETS = {
+    "paper": {"preset": "paper"},
+    "reference": {"preset": "reference"},
+    "default, method `aim`": {"preset": "default", "method": "aim"},
+    "default, other methods": {"preset": "default", "method": "replay"},
+}
+"""Columns of the last table. `aim` has values of its own under `default`, unless `rehearsal.placement: interval` is set."""
+PRESETS_HEAD = """
+## Presets
+
+Only values that differ are shown. With `rehearsal.placement: interval`, `aim` has the values of the last column.
+
 """
 
 
@@ -65,20 +78,24 @@ def render() -> str:
     lines += ["", "## `tasks`", "", "| key | meaning |", "|---|---|", *_attributes(TaskSource, "")]
     lines += ["", "## `evaluation.general`", "", "| key | meaning |", "|---|---|", *_attributes(GeneralSource, "")]
     lines += ["", "## `controller`", "", "| key | meaning |", "|---|---|", *_attributes(ControllerConfig, "")]
-    lines += ["", "## Presets", "", "| key | " + " | ".join(PRESET_VALUES) + " |", "|---" * 4 + "|"]
-    flat = {preset: dict(_flatten(values)) for preset, values in PRESET_VALUES.items()}
-    for key in flat["default"]:
-        values = [flat[preset].get(key) for preset in flat]
-        if len({repr(value) for value in values}) > 1:
-            lines.append(f"| `{key}` | " + " | ".join(f"`{value!r}`" for value in values) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + PRESETS_HEAD + "\n".join(_presets()) + "\n"
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        flat += _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return flat
+def _presets() -> list[str]:
+    """A table of the values that the presets set otherwise than one another."""
+    columns = [_by_key(resolve({"benchmark": "skills", **values})) for values in PRESETS.values()]
+    lines = ["| key | " + " | ".join(PRESETS) + " |", "|---" * (len(PRESETS) + 1) + "|"]
+    for key in columns[0]:
+        shown = [f"`{column[key]!r}`" for column in columns]
+        if len(set(shown)) > 1:
+            lines.append(f"| `{key}` | " + " | ".join(shown) + " |")
+    return lines
+
+
+def _by_key(config: RunConfig) -> dict[str, Any]:
+    """The values of all sections by `section.name`."""
+    sections = {name: values for name, values in config.model_dump().items() if isinstance(values, dict)}
+    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
 
 
 if __name__ == "__main__":

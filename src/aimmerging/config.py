@@ -86,14 +86,15 @@ class TrainingConfig(Section):
     )
     answer_only_logits: bool = Field(
         default=True,
-        description="the output layer runs only at the positions that predict an answer token, not over the prompt: "
-        "less time and memory, the same loss to float rounding; encoder-decoder models do so anyway",
+        description="the output layer runs only at positions that predict an answer token, not over the prompt. It takes "
+        "less time and memory and gives the same loss up to float rounding; encoder-decoder models do so anyway",
     )
     length_window: int = Field(
         default=0,
         ge=0,
-        description="rows of similar length share a micro-batch, so that less is padding: rows of this many steps of "
-        "the shuffled order are exchanged, and a step's are sorted; an epoch has the same rows. 0: as shuffled",
+        description="less padding: the rows of this many steps of the shuffled order are put into groups of similar "
+        "length, and each step gets four groups at random and sorts its rows. An epoch keeps the same rows. 0: as "
+        "shuffled",
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
@@ -135,22 +136,21 @@ class RehearsalConfig(Section):
     distillation: Distillation | None = Field(default=None, description="needs memory.stored_logits")
     placement: Literal["interval", "step"] = Field(
         default="interval",
-        description="interval: in steps of their own, when the method says so, as published. step: a few memory rows "
-        "inside every task step, g = g_task + weight · g_memory, which the `default` preset of `aim` does; the five "
-        "fields below are read with it alone, and rehearsal.batch_size is not",
+        description="step: a few memory rows inside every task step, g = g_task + weight · g_memory; `aim` does so under "
+        "the `default` preset. interval: in steps of their own, when the method says so, as published. The five fields "
+        "below are read with `step` only, and rehearsal.batch_size with `interval` only",
     )
     share: Share | tuple[float, Share] | None = Field(
         default=None,
-        description="memory rows a step, for each row of training.batch_size; a share under one row a step learns one "
-        "every few steps. [least, most]: between the two, as the forgetting signal says, read from the rows that are "
-        "rehearsed; needs memory.stored_logits. Default: controller.rehearsal_steps / controller.interval, so that "
-        "either placement learns as many memory rows",
+        description="memory rows for each row of training.batch_size. If that is less than one row a step, one is learned "
+        "every few steps. [least, most]: the forgetting signal sets the share between the two; it is read from the "
+        "rehearsed rows and needs memory.stored_logits. Default: controller.rehearsal_steps / controller.interval, "
+        "so that both placements learn the same number of memory rows",
     )
     budget: Literal["extra", "within"] = Field(
         default="extra",
-        description="extra: memory rows on top of training.batch_size task rows. within: they take the places of task "
-        "rows, so that the run learns as many rows, in as many steps, as without rehearsal, and fewer of them of the "
-        "task",
+        description="extra: memory rows on top of training.batch_size task rows. within: memory rows take the places of "
+        "task rows, so that rows and steps are as many as without rehearsal, and fewer of the rows are the task's",
     )
     weight: Annotated[float, Field(gt=0)] | Literal["norm_ratio"] = Field(
         default=1.0, description="of the memory's gradient; norm_ratio: the norm of the task's gradient over its own"
@@ -173,8 +173,9 @@ class EvaluationConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     matrix: Literal["full", "diagonal+last"] = Field(
         default="full",
-        description="full: after each task all learned so far. diagonal+last: after each task it alone, after the "
-        "last one all; enough for OP, BWT and FWT, in answers that grow with the tasks and not with their square",
+        description="full: after each task, score all tasks learned so far. diagonal+last: after each task, score it "
+        "alone, and after the last one all. That is enough for OP, BWT and FWT, and the number of answers grows with "
+        "the number of tasks, not with its square",
     )
     zero_shot: bool = Field(default=True, description="also before any training and before each task (GEM transfer)")
     general: list[GeneralSource] = Field(default=[], description="sets that are scored and gated and never trained")
@@ -384,13 +385,14 @@ def _placement_problems(config: RunConfig) -> list[str]:
     problems: list[str] = []
     if rehearsal.batch_size is not None:
         problems.append(
-            "rehearsal.batch_size is of rehearsal steps, and rehearsal.placement: step has none; set "
-            "rehearsal.batch_size to null and rehearsal.share to the rows wanted, or rehearsal.placement to interval"
+            "rehearsal.batch_size is of rehearsal steps, and with rehearsal.placement: step there are none; set "
+            "rehearsal.batch_size to null and rehearsal.share to the memory rows wanted for each task row, or set "
+            "rehearsal.placement to interval"
         )
     if rehearsal.optimizer == "separate":
         problems.append(
-            "rehearsal.optimizer is separate, but with rehearsal.placement: step task and memory share every step; set "
-            "it to shared or reset, or rehearsal.placement to interval"
+            "rehearsal.optimizer is separate, but with rehearsal.placement: step task rows and memory rows share every "
+            "step; set rehearsal.optimizer to shared or reset, or rehearsal.placement to interval"
         )
     rows = min(training.micro_batch_size, training.batch_size)
     parts = math.ceil(training.batch_size / rows)
@@ -400,7 +402,7 @@ def _placement_problems(config: RunConfig) -> list[str]:
             problems.append(f"rehearsal.share is {list(share)}; give [least, most] with 0 <= least <= most")
         if not config.memory.stored_logits:
             problems.append(
-                "rehearsal.share between two bounds needs the loss that is kept beside each memory row: set "
+                "rehearsal.share as [least, most] needs the loss that is kept beside each memory row: set "
                 "memory.stored_logits above 0, or rehearsal.share to one number"
             )
         share = share[1]

@@ -21,8 +21,8 @@ PROTOCOL_VALUES: dict[str, dict[str, Any]] = {
     },
     "matched": {
         "memory": {"ratio": 0.02},
-        # as many rehearsal steps as task steps since the last merge, none left over at a task's end: any merge times
-        # then come to the same sum, which is that of plain replay
+        # rehearsal steps follow the task steps since the last merge, and none are left over at a task's end: the sum is
+        # then the same at any merge times, and that of plain replay
         "controller": {"rehearsal_rule": "elapsed", "merge_at_end": True},
     },
 }

@@ -1,7 +1,7 @@
 """The memory's share of a step, set by the forgetting signal: few rows while nothing is forgotten, more when it is.
 
-The signal costs nothing: it is the loss of the rows that the steps rehearse anyway, as it is before the step learns
-from them, less the loss that was kept when the row was stored. Pure functions of what the steps have seen.
+The signal costs nothing, because it is read from rows that the steps rehearse anyway: the loss of a row before the step
+learns from it, minus the loss that was kept when the row was stored. Pure functions of what the steps have seen.
 """
 
 import math
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WINDOW = 64
-"""Rows that the signal looks back on: a shorter past is noise, a longer one is another adapter's."""
+"""Rows that the signal looks back on: fewer would be noise, and older ones were measured with an older adapter."""
 LEAST = 8
-"""Rows without which nothing can be said; until then the share is the largest, because forgetting is fastest then."""
+"""Rows that the signal needs; until then the share is the largest, because forgetting is fastest then."""
 SURE = 2.0
-"""z at which the share is the largest: chance alone comes to it once in forty times."""
+"""z from which on the share is the largest: chance alone reaches it about once in forty times."""
 
 
 class Drift(NamedTuple):
-    """What the rows of one step have drifted: loss now − loss when stored, nats a token.
+    """How far the rows of one step have drifted: loss now − loss when stored, nats a token.
 
     Attributes:
         rows: how many, over all processes.
@@ -31,7 +31,7 @@ class Drift(NamedTuple):
 
 
 def seen(past: Sequence[Drift], step: Drift) -> list[Drift]:
-    """The steps that are looked back on after another one: the latest that hold :data:`WINDOW` rows together."""
+    """The steps that the signal looks back on after `step`: the latest that hold :data:`WINDOW` rows together."""
     kept, rows = [step] if step.rows else [], step.rows
     for drift in reversed(past):
         if rows >= WINDOW:

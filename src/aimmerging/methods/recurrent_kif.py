@@ -58,7 +58,7 @@ class RecurrentKIF(Method):
     the last step is an event too.
     With `rehearsal.placement: step` there are no rehearsal steps: outer scores come from the memory gradient of every
     step, and the fusion decides by both which elements keep the move since the last one.
-    Under fp16 the scores carry the loss scale; under FSDP a quantile is that of a process's own shard.
+    Under fp16 the scores carry the loss scale.
 
     Attributes:
         interval: Q, task steps between fusions.

@@ -29,8 +29,8 @@ def run(
 
     Raises:
         AimmergingError: the tasks, model, configuration or run directory are not fit; before any training.
-        NumberError: the training came to NaN or infinity; what is kept is said.
-        Stopped: a signal asked for it, within :func:`aimmerging.training.stopping.gracefully`.
+        NumberError: the training came to NaN or infinity; the message says what is kept.
+        Stopped: a signal (Ctrl-C, SIGTERM) came, within :func:`aimmerging.training.stopping.gracefully`.
     """
     stream = sources.task_stream(config, base)
     config = preparation.with_located_model(config, out, base)
@@ -57,11 +57,11 @@ def learn(
     """Add one task to an existing run, with the run's own configuration: for a task that arrives later.
 
     The data of earlier tasks is not needed: their memory and test rows lie in the run directory. Training goes on from
-    the promoted stage; stages after it are set aside. `source` is where the task comes from, for config.yaml;
-    `overrides` are values `a.b=c` for this task only, the others are as for :func:`run`.
+    the promoted stage; stages after it are set aside. `source` says where the task comes from, for the run's records.
+    `overrides` are values `a.b=c` for this task only. The other arguments are as for :func:`run`.
 
     Raises:
-        RunDirectoryError: no run, or it knows a task of this name.
+        RunDirectoryError: there is no run, or it has a task of this name already.
         ConfigError: an override is wrong, or of a value that holds for the whole run.
     """
     known = RunDirectory.open(out)

@@ -66,9 +66,9 @@ def _learn_stage(
     *,
     every: bool,
 ) -> None:
-    """One stage: train → remember → evaluate → commit. It goes on from what lies on disk, so in a new process too.
+    """One stage: train → remember → evaluate → commit. All it needs lies on disk, so a new process can go on.
 
-    With `every` all tasks learned so far are scored, else those of the stage alone.
+    With `every`, all tasks learned so far are scored; without, those of the stage alone.
     """
     config, ranks, progress, past = setting.task_config, setting.ranks, setting.progress, committed.stages
     method, title = deepcopy(setting.method), stage_title(tasks)

@@ -1,8 +1,8 @@
 """Batches of rows of similar length, so that little of a batch is padding; the rows of an epoch stay the same.
 
-The rows are shuffled first. Within windows of a few optimizer steps they are then sorted by length and cut into
-groups, and the groups are shuffled and dealt to the steps, whose rows are sorted again. So steps do not go from short
-to long, a step has rows of several lengths, and which rows it has does not depend on the size of a micro-batch.
+The rows are shuffled first. Within windows of a few optimizer steps they are sorted by length and cut into groups. The
+groups are shuffled and dealt to the steps, four to each, and a step's rows are sorted again. So steps do not go from
+short to long, a step has rows of several lengths, and its rows do not depend on the size of a micro-batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,8 +61,8 @@ class LengthBatches(Sampler[int]):
         step: see :func:`epoch_order`.
         window: see :func:`epoch_order`.
         seed: of all epochs.
-        epoch: asked when an epoch begins. A resumed epoch so has the order that it had; being told of it would not do,
-            because the loader that skips what was learned does not pass it on.
+        epoch: gives the number of the epoch; asked when one begins, so that a resumed epoch has the same order.
+            `set_epoch` would not do: the loader that skips rows already learned does not pass it on.
     """
 
     lengths: Sequence[Length]

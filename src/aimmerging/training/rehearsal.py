@@ -1,10 +1,10 @@
 """Rehearsal inside the task's own steps: which memory rows a step learns and how they are added.
 
 g = g_task + w · g_memory, where g_memory is the gradient of the mean rehearsal loss over the step's memory tokens.
-`joint`: the memory rows are added to the task's batches, their labels hidden from the trainer's own loss, and their
-loss is added with weight w; accumulation, several processes, loss scales and other trainers then need nothing special.
-`apart`: a forward and backward of their own after the task's; for the norm ratio, for methods that look at the
-gradients, and under trainers with a loss of their own, such as TRL's, whose fused output layer leaves no logits.
+`joint`: the memory rows are added to the task's batches, with their labels hidden from the trainer's own loss, and
+their loss is added with weight w. Accumulation, several processes and loss scales then need nothing special.
+`apart`: memory rows have a forward and backward of their own after the task's. This serves the norm ratio, methods that
+look at the gradients, and trainers with a loss of their own, such as TRL's, whose fused output layer leaves no logits.
 """
 
 import math
@@ -178,11 +178,10 @@ class StepRehearsal:
     def make_room(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The step's micro-batches of the task; with the budget `within`, memory rows take the places of task rows.
 
-        The places are spread evenly over the step's rows, other ones from step to step, so they do not depend on its
-        split into micro-batches. One
-        task row always stays: memory rows for which the step is too short, as an epoch's last may be, are left out
-        until their next turn. A micro-batch that loses every row keeps one without its labels, because the model needs
-        a row to compute on.
+        The places are spread evenly over the step's rows and change from step to step. They do not depend on how the
+        step is split into micro-batches. One task row always stays. If the step is too short for all memory rows, as
+        an epoch's last step may be, the others wait for their next turn. A micro-batch that loses every task row keeps
+        one without its labels, because the model needs a row to compute on.
         """
         if self.settings.budget == "extra" or not self.parts:
             return batches
@@ -219,8 +218,8 @@ class StepRehearsal:
         batch, answers = self.session.collated(refs, narrow=self.apart)
         if len(batch["labels"]) != len(refs):
             raise ConfigError(
-                f"the data collator packed {len(refs)} memory rows into {len(batch['labels'])}, so their losses cannot "
-                "be told apart; switch packing and padding_free off, or set rehearsal.placement to interval"
+                f"the data collator packed {len(refs)} memory rows into {len(batch['labels'])}, so each row's loss "
+                "cannot be found; switch packing and padding_free off, or set rehearsal.placement to interval"
             )
         kept = self.session.answers
         stored = [kept[ref.task][ref.row].loss if ref.task in kept else math.nan for ref in refs]
@@ -246,7 +245,7 @@ class StepRehearsal:
         return loss
 
     def compute_apart(self) -> None:
-        """Have g_memory of a step that computes it apart in `memory_gradients`."""
+        """Put g_memory into `memory_gradients`, in a step that computes it apart."""
         if not self.apart or not self.rows:
             return
         # a process without rows takes part all the same, because the gradients are averaged over all
@@ -387,8 +386,8 @@ def check_losses_kept(session: "Session", use: str) -> None:
     if bare:
         raise ConfigError(
             f"{use} by the loss that is kept beside each memory row, and rows of {', '.join(bare)} have none; set "
-            "memory.stored_logits above 0 from the first task on (in Python: pass `answers`), or rehearse without: "
-            "rehearsal.placement interval, or rehearsal.share as one number"
+            "memory.stored_logits above 0 from the first task on (in Python: pass `answers`), or do without that loss: "
+            "set rehearsal.placement to interval, or rehearsal.share to one number"
         )
 
 

@@ -111,7 +111,7 @@ class ContinualMixin(TrainerHooks):
         trainer: Any = self
         for name, used in (("DeepSpeed", trainer.is_deepspeed_enabled), ("FSDP", trainer.is_fsdp_enabled)):
             if used:
-                raise ModelError(f"{name} is not supported: merges of what it shards are untested; use DDP")
+                raise ModelError(f"{name} is not supported: training of sharded weights is untested; use DDP")
         # an encoder-decoder's loss is a mean over the micro-batch, although its forward takes any keyword
         returns_mean = trainer.model.config.is_encoder_decoder or not trainer.model_accepts_loss_kwargs
         self._weighs_loss = returns_mean and trainer.compute_loss_func is None
