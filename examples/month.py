@@ -1,10 +1,10 @@
-"""A month in production, on a model made up in a second: run, learn, a candidate, more rehearsal, promoted, rollback.
+"""A month in production, on a tiny random model: run, learn, a candidate, more rehearsal, promoted, rollback.
 
     python examples/month.py FOLDER
 
 Three tasks are in use. A fourth asks much the same questions as the first one and wants other answers. Learned without
-rehearsal it takes the first task's place, so the gate keeps it a candidate and the command ends with exit code 3.
-Learned again with rehearsal it is promoted. Every number that is printed stands in FOLDER/run/report.html as well.
+rehearsal, it overwrites the first task, so the gate keeps the new stage a candidate and the command ends with exit code
+3. Learned again with rehearsal, it is promoted. Every number that is printed stands in FOLDER/run/report.html as well.
 """
 
 import json
@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from aimmerging.cli import main
 
 TASKS = {"bills": "a", "mails": "b", "calls": "c", "refunds": "d"}
-"""What the questions of a task are answered with."""
+"""The answer to all questions of a task."""
 CANDIDATE = 3
 """Exit code of a stage that the gate does not promote."""
 
