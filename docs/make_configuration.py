@@ -34,7 +34,7 @@ PRESETS = {
     "default, method `aim`": {"preset": "default", "method": "aim"},
     "default, other methods": {"preset": "default", "method": "replay"},
 }
-"""Columns of the last table. `aim` has values of its own under `default`, unless `rehearsal.placement: interval` is set."""
+"""Columns of the last table: `aim` has values of its own under `default`."""
 PRESETS_HEAD = """
 ## Presets
 

@@ -2,9 +2,10 @@
 
     python examples/month.py FOLDER
 
-Three tasks are in use. A fourth asks much the same questions as the first one and wants other answers. Learned without
-rehearsal, it overwrites the first task, so the gate keeps the new stage a candidate and the command ends with exit code
-3. Learned again with rehearsal, it is promoted. Every number that is printed stands in FOLDER/run/report.html as well.
+A model has learned three tasks and is in use. Then a fourth task comes, with similar questions and other answers.
+Learned without rehearsal, it makes the model forget an earlier task, so the gate keeps the new stage a candidate and
+the command ends with exit code 3. Learned again with rehearsal, it is promoted. The last lines are the points of each
+export.
 """
 
 import json

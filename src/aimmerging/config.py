@@ -86,8 +86,8 @@ class TrainingConfig(Section):
     )
     answer_only_logits: bool = Field(
         default=True,
-        description="the output layer runs only at positions that predict an answer token, not over the prompt. It takes "
-        "less time and memory and gives the same loss up to float rounding; encoder-decoder models do so anyway",
+        description="the output layer runs only at positions that predict an answer token, not over the prompt. It "
+        "takes less time and memory and gives the same loss up to float rounding; encoder-decoder models do so anyway",
     )
     length_window: int = Field(
         default=0,
@@ -136,21 +136,21 @@ class RehearsalConfig(Section):
     distillation: Distillation | None = Field(default=None, description="needs memory.stored_logits")
     placement: Literal["interval", "step"] = Field(
         default="interval",
-        description="step: a few memory rows inside every task step, g = g_task + weight · g_memory; `aim` does so under "
-        "the `default` preset. interval: in steps of their own, when the method says so, as published. The five fields "
-        "below are read with `step` only, and rehearsal.batch_size with `interval` only",
+        description="step: a few memory rows inside every task step, g = g_task + weight · g_memory; `aim` does so "
+        "under the `default` preset. interval: in steps of their own, when the method says so, as published. The five "
+        "fields below are read with `step` only, and rehearsal.batch_size with `interval` only",
     )
     share: Share | tuple[float, Share] | None = Field(
         default=None,
-        description="memory rows for each row of training.batch_size. If that is less than one row a step, one is learned "
-        "every few steps. [least, most]: the forgetting signal sets the share between the two; it is read from the "
-        "rehearsed rows and needs memory.stored_logits. Default: controller.rehearsal_steps / controller.interval, "
+        description="memory rows for each row of training.batch_size. If that is less than one row a step, one is "
+        "learned every few steps. [least, most]: the forgetting signal sets the share between the two; it is read from "
+        "the rehearsed rows and needs memory.stored_logits. Default: controller.rehearsal_steps / controller.interval, "
         "so that both placements learn the same number of memory rows",
     )
     budget: Literal["extra", "within"] = Field(
         default="extra",
-        description="extra: memory rows on top of training.batch_size task rows. within: memory rows take the places of "
-        "task rows, so that rows and steps are as many as without rehearsal, and fewer of the rows are the task's",
+        description="extra: memory rows on top of training.batch_size task rows. within: memory rows take the places "
+        "of task rows, so that rows and steps are as many as without rehearsal, and fewer of the rows are the task's",
     )
     weight: Annotated[float, Field(gt=0)] | Literal["norm_ratio"] = Field(
         default=1.0, description="of the memory's gradient; norm_ratio: the norm of the task's gradient over its own"
