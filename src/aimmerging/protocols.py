@@ -32,9 +32,10 @@ STATEMENTS = {
     "paper": "Every task is learned for 10 epochs in batches of 32 at a learning rate of 0.0003, reached in 50 warm-up "
     "steps, with LoRA of rank 8 and alpha 32 on the query and value projections; answers are generated greedily, at "
     "most 128 tokens. At most 2 % of each task's training rows are kept.",
-    "matched": "Every method takes the same number of task updates, and those that rehearse learn the same number of "
-    "memory rows again. The single-task reference and the multi-task upper bound are trained under the same budget. No "
-    "setting, checkpoint or stopping point is chosen on rows of old tasks. At most 2 % of each task's training rows "
+    "matched": "Every method takes the same number of task updates, and those that rehearse learn as many memory rows "
+    "for each task row as controller.rehearsal_steps and controller.interval say, whenever they do it. The single-task "
+    "reference and the multi-task upper bound are trained under the same budget. No setting, checkpoint or stopping "
+    "point is chosen on rows of old tasks. At most 2 % of each task's training rows "
     "are kept.",
 }
 """What a protocol promises, for reports."""

@@ -306,6 +306,11 @@ def test_a_share_between_bounds_needs_the_losses_and_bounds_in_order(tiny_t5, tm
     assert resolve(step).rehearsal_share == (0.1, 0.5)
 
 
+def test_moments_of_their_own_are_refused_where_no_step_is_rehearsals(tiny_t5, tmp_path):
+    with pytest.raises(ConfigError, match=r"optimizer='separate'.*set it to shared or reset, or placement"):
+        trained(tiny_t5, tmp_path, in_step(optimizer="separate"))
+
+
 # --- resume ----------------------------------------------------------------------------------------------------------
 
 

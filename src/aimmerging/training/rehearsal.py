@@ -133,6 +133,11 @@ class StepRehearsal:
     def __post_init__(self) -> None:
         if self.settings.weight != "norm_ratio":
             self.weight = self.settings.weight
+        if self.placed and self.settings.optimizer == "separate":
+            raise ConfigError(
+                "optimizer='separate' gives rehearsal steps moments of their own, and inside the task's steps there "
+                "are no such steps; set it to shared or reset, or placement to 'interval'"
+            )
         if self.active and isinstance(self.settings.share, tuple):
             check_losses_kept(self.session, "a share between two bounds is set")
 
