@@ -1,14 +1,14 @@
-# docker build -t aimmerging . && docker run --rm -v "$PWD/demo:/work/demo" aimmerging demo --out demo
-# For a GPU: build with --build-arg TORCH= (the CUDA build of torch) and run with --gpus all.
+# docker build -t aimmerging . && docker run --rm -v "$PWD:/runs" aimmerging demo --out demo
+# torch is the build that pip finds; --build-arg PIP_OPTIONS="..." names another index, for instance of builds for a CPU
+# alone (pytorch.org/get-started). With a GPU, run with --gpus all.
 FROM python:3.11-slim
 
-ARG TORCH="--index-url https://download.pytorch.org/whl/cpu"
+ARG PIP_OPTIONS=""
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
-RUN pip install --no-cache-dir $TORCH torch==2.13.0 \
-    && pip install --no-cache-dir -c constraints.txt ".[trl]"
+RUN pip install --no-cache-dir $PIP_OPTIONS -c constraints.txt ".[trl]"
 
-WORKDIR /work
+WORKDIR /runs
 ENTRYPOINT ["aimmerging"]
 CMD ["--help"]
