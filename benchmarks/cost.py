@@ -365,7 +365,7 @@ def main() -> None:
     report = {"work": asdict(work), "rounds": options.rounds, "threads": torch.get_num_threads(), "models": {}}
     report["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     report["processor"] = platform.processor() or platform.machine()
-    for name in [str(options.model)] if options.model else ["tiny Llama", "tiny T5"]:
+    for name in [options.model.name] if options.model else ["tiny Llama", "tiny T5"]:
         base = load(options.model) if options.model else tiny(name)
         table = summary(measure(with_lora(base), work, options.rounds, variants), work)
         report["models"][name] = table
