@@ -1,7 +1,7 @@
 import math
 import random
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 import twins
@@ -219,8 +219,10 @@ def test_even_places_are_apart_and_every_place_has_its_turn(rows, data, turn):
         assert {place for number in range(8 * rows) for place in even_places(rows, count, number)} == set(range(rows))
 
 
-@pytest.mark.parametrize("share", [0.0, 1 / 16, 1 / 3, 0.5, 1.0, 2.7, 4.0])
-def test_steps_learn_every_place_of_the_draws_in_turn(share):
-    steps = [step_places(share, step) for step in range(300)]
-    assert [place for step in steps for place in step] == list(range(int(share * 300 + 1e-9)))
-    assert all(math.floor(share) <= len(step) <= math.ceil(share) for step in steps)
+@given(st.floats(1 / 64, 40), st.integers(1, 300))
+def test_steps_take_all_places_in_turn(per_step, steps):
+    taken = list(chain.from_iterable(step_places(per_step, step) for step in range(steps)))
+    assert taken == list(range(len(taken)))
+    assert len(taken) == int(per_step * steps + 1e-9)
+    sizes = [len(step_places(per_step, step)) for step in range(steps)]
+    assert max(sizes) - min(sizes) <= 1

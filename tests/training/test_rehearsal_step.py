@@ -3,12 +3,9 @@
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import chain
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from step_kit import STEADY, in_step, stored
 from trainer_kit import adapter, continual, far
@@ -139,15 +136,6 @@ def test_a_norm_ratio_is_measured_bounded_and_kept_until_the_next(folder, tmp_pa
 
 
 # --- which rows ------------------------------------------------------------------------------------------------------
-
-
-@given(st.floats(1 / 64, 40), st.integers(1, 300))
-def test_steps_take_all_places_in_turn(per_step, steps):
-    taken = list(chain.from_iterable(step_places(per_step, step) for step in range(steps)))
-    assert taken == list(range(len(taken)))
-    assert len(taken) == int(per_step * steps + 1e-9)
-    sizes = [len(step_places(per_step, step)) for step in range(steps)]
-    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize(("share", "steps"), [(1 / 32, 80), (1 / 4, 10), (1 / 3, 9), (1.0, 3)])

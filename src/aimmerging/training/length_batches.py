@@ -17,7 +17,7 @@ from aimmerging.errors import ConfigError
 
 Length = tuple[int, int]
 GROUPS_A_STEP = 4
-"""Groups of similar length in a step. Steps of one length alone taught a tiny BART less, see docs/reliability.md."""
+"""Groups of similar length in a step. A tiny BART learned less from steps of one length alone."""
 
 
 def length(row: Mapping[str, Any]) -> Length:
