@@ -281,7 +281,8 @@ def measure(model, work, rounds, variants=tuple(VARIANTS)):
                     (result.costs["tokens"], result.costs["padding"]) if result.costs else result.collated
                 )
                 result.peak_bytes = max(peak or 0, result.peak_bytes or 0) or None
-                print(f"round {number + 1} of {rounds}: {name}, {clock.ends[-1] - clock.ends[0]:.0f} s", file=sys.stderr, flush=True)
+                seconds = clock.ends[-1] - clock.ends[0]
+                print(f"round {number + 1} of {rounds}: {name}, {seconds:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
