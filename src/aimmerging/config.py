@@ -115,7 +115,7 @@ class MemoryConfig(Section):
 
 
 class Distillation(Section):
-    """Rehearsal loss = CE + weight · T² · KL(stored ‖ current) at temperature T, as DER++ does."""
+    """Rehearsal loss = CE + weight · T² · KL(stored ‖ current) at temperature T over the stored entries, as DER++ does."""
 
     weight: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=2.0, gt=0)
@@ -355,10 +355,10 @@ def _check_together(config: RunConfig) -> None:
         problems.append(unknown("memory.policy", config.memory.policy, policies))
     if config.order is not None and len(set(config.order)) < max(1, len(config.order)):
         problems.append(f"order is {config.order}; it names at least one task and none twice")
-    if rehearsal.distillation and not config.memory.stored_logits:
+    if rehearsal.distillation and config.memory.stored_logits < 2:
         problems.append(
-            "rehearsal.distillation needs the logits of past models: set memory.stored_logits above 0, or "
-            "rehearsal.distillation to null"
+            f"rehearsal.distillation compares logits of past models with one another, and memory.stored_logits is "
+            f"{config.memory.stored_logits}: set it to 2 or more, such as 32, or rehearsal.distillation to null"
         )
     problems += _placement_problems(config)
     if not config.tasks and not config.benchmark:

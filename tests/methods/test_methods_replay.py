@@ -144,7 +144,7 @@ def test_der_plus_plus_is_the_gradient_of_its_formula_whatever_the_runs_distilla
     method = spied(DerPlusPlus, logit_weight=0.3, label_weight=0.7)
 
     def divergence(session, batch, refs):
-        """Mean over answer tokens of KL between the renormalised top-8 and the model, row by row."""
+        """Mean over answer tokens of KL of stored and current top-8, each renormalised, row by row."""
         logits, labels = session.model(**batch).logits, batch["labels"]
         if kind == "tiny_llama":
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -153,7 +153,7 @@ def test_der_plus_plus_is_the_gradient_of_its_formula_whatever_the_runs_distilla
             kept = session.answers[ref.task][ref.row]
             for place, token in enumerate((labels[row] != -100).nonzero().flatten().tolist()):
                 teacher = kept.values[place].float().softmax(0)
-                student = logits[row, token].log_softmax(0)[kept.indices[place].long()]
+                student = logits[row, token][kept.indices[place].long()].log_softmax(0)
                 terms.append((teacher * (teacher.log() - student)).sum())
         return torch.stack(terms).mean()
 
@@ -175,7 +175,7 @@ def test_der_plus_plus_refuses_a_memory_without_logits(tiny_t5, tmp_path):
         continual(tiny_t5, tmp_path, DerPlusPlus()).train()
     values = {"benchmark": "skills", "method": "der_plus_plus", "rehearsal": {"distillation": None}}
     assert isinstance(build(resolve(values)), DerPlusPlus)
-    with pytest.raises(ConfigError, match=r"'der_plus_plus' needs the logits.*set memory.stored_logits above 0"):
+    with pytest.raises(ConfigError, match=r"'der_plus_plus' needs the logits.*set memory.stored_logits above 1"):
         build(resolve({**values, "memory": {"stored_logits": 0}}))
 
 

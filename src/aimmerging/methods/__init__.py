@@ -86,9 +86,9 @@ def build(config: RunConfig) -> Method:
     if config.method not in METHODS:
         raise ConfigError(f"{unknown('method', config.method, list(METHODS))} (`aimmerging methods` lists all)")
     kind = METHODS[config.method]
-    if kind.stored_logits and not config.memory.stored_logits:
+    if kind.stored_logits and config.memory.stored_logits < 2:
         raise ConfigError(
-            f"method {config.method!r} needs the logits of past models; set memory.stored_logits above 0, such as 32"
+            f"method {config.method!r} needs the logits of past models; set memory.stored_logits above 1, such as 32"
         )
     check_method(kind, config.method, config.rehearsal.placement)
     if kind is Aim and config.rehearsal.placement == "step":

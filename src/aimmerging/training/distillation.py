@@ -51,7 +51,11 @@ def answer_logits(logits: Tensor, labels: Tensor, k: int, *, shift: bool) -> lis
 def distillation_loss(
     logits: Tensor, labels: Tensor, stored: Sequence[AnswerLogits | None], *, shift: bool, temperature: float
 ) -> Tensor:
-    """T² · KL(stored ‖ current) at temperature T, summed over answer tokens; the stored top-k is renormalised.
+    """T² · KL(stored ‖ current) at temperature T over the stored entries, summed over answer tokens.
+
+    Both sides are renormalised over the k stored entries, so that the model that stored them has loss and gradient 0.
+    The current side over the whole vocabulary would not: at T = 2 most of its mass lies outside the top k, and its
+    gradient would go on pushing that mass away at the cost of the task.
 
     Args:
         logits: [rows, length, vocabulary] of the current model.
@@ -77,7 +81,7 @@ def distillation_loss(
     values = torch.cat([row.values for row in known]).to(logits.device, torch.float32)
     indices = torch.cat([row.indices for row in known]).to(logits.device, torch.int64)
     target = torch.log_softmax(values / temperature, dim=-1)
-    current = torch.log_softmax(logits[wanted].float() / temperature, dim=-1).gather(-1, indices)
+    current = torch.log_softmax(logits[wanted].float().gather(-1, indices) / temperature, dim=-1)
     return temperature**2 * (target.exp() * (target - current)).sum()
 
 
