@@ -10,6 +10,7 @@ time: the next stage begins with the run's own adapter, not with the moved one.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 def scores_along(
-    loaded: LoadedModel, before: Stage, after: Stage, sets: list[EvaluationSet], size: int
+    loaded: LoadedModel, before: Stage, after: Stage, sets: Sequence[EvaluationSet], weights: Sequence[float], size: int
 ) -> list[dict[str, Any]]:
     """Points of every task at every α between two stages."""
     start, end = read_adapter(before.path / "adapter"), read_adapter(after.path / "adapter")
     found = []
-    for weight in WEIGHTS:
+    for weight in weights:
         moved = {name: start[name] + weight * (value - start[name]) for name, value in end.items()}
         set_adapter_state(loaded.model, moved)
         scores = {
@@ -40,7 +41,7 @@ def scores_along(
     return found
 
 
-def oracle(run: Path) -> list[dict[str, Any]]:
+def oracle(run: Path, weights: Sequence[float] = WEIGHTS) -> list[dict[str, Any]]:
     """What each stage from the second on scores at each α."""
     opened, progress = RunDirectory.open(run), Progress()
     stages = list(opened.stages)
@@ -49,7 +50,8 @@ def oracle(run: Path) -> list[dict[str, Any]]:
     found = []
     for place in range(1, len(stages)):
         sets = EvaluationSet.saved(stages[: place + 1])
-        along = scores_along(loaded, stages[place - 1], stages[place], sets, opened.config.evaluation.batch_size)
+        size = opened.config.evaluation.batch_size
+        along = scores_along(loaded, stages[place - 1], stages[place], sets, weights, size)
         found.append({"task": stages[place].record.task, "along": along})
         best = max(along, key=lambda one: one["mean"])
         print(f"{run} {found[-1]['task']}: " + "  ".join(f"{one['weight']:g}: {one['mean']:.1f}" for one in along))
