@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -12,20 +12,37 @@ PAGE = Path(__file__).with_name("evidence.md")
 PICTURE = Path(__file__).parent / "images" / "evidence.svg"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 START, END = "<!-- {} written by docs/make_evidence.py -->\n", "<!-- end -->"
-SHOWN = ("first_sixteenth", "first_quarter")
+SHOWN = ("sixteenth", "quarter")
 """The comparisons that the picture shows: the same methods with a sixteenth and with a quarter of a memory row."""
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 860, 400, 64, 24, 300, 56
 """Of the picture and its margins, pixels."""
-COLORS = {"replay": "#4c5a6b", "sequential": "#9aa5b1", "aim": "#b3541e", "slow_lora": "#7a6aa8"}
-TITLES = {
-    "replay-step": "inside the step: the default",
-    "aim-step": "inside the step, with merges",
-    "replay": "replay, steps of its own",
-    "aim": "AIMMerging, steps of its own",
-    "slow_lora": "replay and a slow average",
-    "sequential": "plain LoRA",
+
+
+class Line(NamedTuple):
+    """How a method is drawn.
+
+    Attributes:
+        title: what it is called in the picture.
+        color: of line and title.
+        inside: whether it rehearses inside the task's steps; its points are filled.
+    """
+
+    title: str
+    color: str
+    inside: bool = False
+
+
+LINES = {
+    "aim": Line("default: inside the step", "#b3541e", inside=True),
+    "within": Line("default in plain LoRA's rows", "#d98a4b", inside=True),
+    "aim-merging": Line("inside the step, with merges", "#2f6f4f", inside=True),
+    "mixed_replay": Line("mixed replay", "#3b6ea8", inside=True),
+    "replay": Line("replay, steps of its own", "#4c5a6b"),
+    "slow_lora": Line("replay and a slow average", "#7a6aa8"),
+    "forever": Line("FOREVER", "#8a7d3a"),
+    "sequential": Line("plain LoRA", "#9aa5b1"),
 }
-"""What a method of the specifications is called in the picture."""
+"""The methods of the picture, by their names in the specifications."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -77,6 +94,8 @@ def curves(comparisons: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float,
     found: dict[str, list[tuple[float, float, float]]] = {}
     for comparison in comparisons:
         for name, *point in points(comparison):
+            if name not in LINES:
+                continue
             if tuple(point) not in found.setdefault(name, []):
                 found[name].append((point[0], point[1], point[2]))
     return {name: sorted(each) for name, each in found.items()}
@@ -96,8 +115,8 @@ def picture(comparisons: Sequence[dict[str, Any]]) -> str:
     parts = axes(x, y, span[1])
     labels = label_heights([(name, y(each[-1][1])) for name, each in found.items()])
     for name, each in found.items():
-        color, end, height = COLORS.get(name.removesuffix("-step"), "#2f6f4f"), WIDTH - RIGHT + 12, labels[name]
-        fill = color if name.endswith("-step") else "#ffffff"
+        title, color, inside = LINES[name]
+        end, height, fill = WIDTH - RIGHT + 12, labels[name], color if inside else "#ffffff"
         line = "L".join(f"{x(cost):.1f} {y(level):.1f}" for cost, level, _ in each)
         parts.append(f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="2"/>')
         for cost, level, margin in each:
@@ -112,9 +131,7 @@ def picture(comparisons: Sequence[dict[str, Any]]) -> str:
             f'<path d="M{x(cost) + 8:.1f} {y(level):.1f}L{end - 4} {height:.1f}" stroke="{color}" '
             'stroke-opacity=".35"/>'
         )
-        parts.append(
-            f'<text x="{end}" y="{height + 4:.1f}" fill="{color}">{escape(TITLES.get(name, name))} {level:.1f}</text>'
-        )
+        parts.append(f'<text x="{end}" y="{height + 4:.1f}" fill="{color}">{escape(title)} {level:.1f}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
