@@ -99,11 +99,18 @@ class Measured:
 
 
 def rows(count, work, seed, *, vocabulary, encoder_decoder):
-    """Random tokens; prompts and answers of many lengths, as in instruction data."""
+    """Random tokens; prompts and answers of many lengths, as in instruction data.
+
+    The lengths are evenly spread and in random order, so that task and memory have rows of the same mean length: a row
+    of the one then costs what a row of the other does, which the counted limit takes for granted.
+    """
     rng, features = np.random.default_rng(seed), []
-    for _ in range(count):
-        prompt = rng.integers(3, vocabulary, rng.integers(work.prompt[0], work.prompt[1] + 1)).tolist()
-        answer = rng.integers(3, vocabulary, rng.integers(work.answer[0], work.answer[1] + 1)).tolist()
+    prompts, answers = (
+        rng.permutation(np.linspace(*ends, count).round().astype(int)) for ends in (work.prompt, work.answer)
+    )
+    for prompt_length, answer_length in zip(prompts, answers, strict=True):
+        prompt = rng.integers(3, vocabulary, prompt_length).tolist()
+        answer = rng.integers(3, vocabulary, answer_length).tolist()
         ids = prompt if encoder_decoder else prompt + answer
         labels = answer if encoder_decoder else [-100] * len(prompt) + answer
         features.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
@@ -165,13 +172,22 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
+@dataclass(frozen=True)
 class CountingCollator(Collator):
-    """Counts the tokens and the padding of every batch."""
+    """Counts the tokens and the padding of every batch.
+
+    Attributes:
+        decoder: whether the labels are read by a decoder of their own.
+        seen: tokens and positions of each batch.
+    """
+
+    decoder: bool = False
+    seen: list[tuple[int, int]] = field(default_factory=list)
 
     def __call__(self, features):
         batch = super().__call__(features)
-        held, total = Positions.of(batch)
-        self.__dict__.setdefault("seen", []).append((int(held), total))
+        held, total = Positions.of(batch, decoder=self.decoder)
+        self.seen.append((int(held), total))
         return batch
 
 
@@ -230,7 +246,7 @@ def one_round(name, model, start, work, data, folder, seed):
             dataloader_pin_memory=False,
         ),
         "train_dataset": task,
-        "data_collator": CountingCollator(0),
+        "data_collator": CountingCollator(0, decoder=model.config.is_encoder_decoder),
     }
     values = VARIANTS[name]
     if values is None:
@@ -256,7 +272,9 @@ def measure(model, work, rounds, variants=tuple(VARIANTS)):
     """Every variant in every round; by name."""
     sizes = {"vocabulary": model.config.vocab_size, "encoder_decoder": model.config.is_encoder_decoder}
     task = rows(work.steps * work.batch, work, 0, **sizes)
-    memory = {name: rows(4 * work.batch, work, place, **sizes) for place, name in enumerate(("one", "two"), start=1)}
+    # as many as a quarter of the task's rows, so that at every share each row has its turns and none has more
+    kept = max(8, work.steps * work.batch // 8)
+    memory = {name: rows(kept, work, place, **sizes) for place, name in enumerate(("one", "two"), start=1)}
     data = task, memory, stored_logits(model, memory, Collator(0), 32)
     start = [value.detach().clone() for value in model.parameters() if value.requires_grad]
     found = {name: Measured() for name in variants}
@@ -325,7 +343,8 @@ def summary(found, work):
         mean = statistics.mean(result.seconds)
         limit = None
         if costs:
-            limit = 1 + (costs["probe_rows"] / 2 + costs["memory_rows"]) / costs["task_rows"]
+            learned = costs["task_rows"] + costs["memory_rows"] + costs["probe_rows"] / 2
+            limit = learned / found["sequential"].costs["task_rows"]
         ratio = mean / own if costs else None
         spent = {part: costs.get(f"{part}_seconds", 0.0) for part in ("task", "probe", "rehearsal", "fusion")}
         total = sum(spent.values())

@@ -150,8 +150,37 @@ def test_positions_are_counted_as_the_batches_have_them(request, tmp_path, base)
     assert (costs.tokens, costs.padding) == (tokens, total - tokens)
 
 
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("budget", ["extra", "within"])
+def test_memory_rows_join_task_rows_of_their_length_and_are_counted_with_their_padding(request, tmp_path, base, budget):
+    folder, passed, parts = request.getfixturevalue(base), [], []
+
+    class Watching(Noting):
+        def get_batch_samples(self, *args, **kwargs):
+            found = super().get_batch_samples(*args, **kwargs)
+            features = self.session.features
+            drawn = [[features[ref.task][ref.row] for ref in part] for part in self.session.in_step.parts]
+            parts.append([[len(row["input_ids"]) for row in part] for part in drawn])
+            return found
+
+    settings = RehearsalSettings(8, 2, placement="step", share=0.75, budget=budget, length_window=2)
+    steps = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 3}
+    made = trainer(folder, tmp_path, 2, method=Replay(), memory=12, settings=settings, kind=Watching, **steps)
+    inner = made.model.get_base_model()
+    inner.register_forward_pre_hook(lambda *given: passed.append(given[2]), with_kwargs=True)
+    made.train()
+    assert all(sum(map(len, step)) == 6 for step in parts)
+    joined = [[length for part in step for length in part] for step in parts]
+    assert joined == [sorted(step) for step in joined]
+    assert all(len(set(step)) > 1 for step in joined)
+    if base == "tiny_llama":
+        total = sum(batch["input_ids"].numel() for batch in passed)
+        held = sum(int(batch["attention_mask"].sum()) for batch in passed)
+        assert (made.session.costs.tokens, made.session.costs.padding) == (held, total - held)
+
+
 def test_a_batch_without_a_mask_is_all_tokens():
-    counted = Positions.of({"input_ids": torch.zeros(3, 5, dtype=torch.int64)})
+    counted = Positions.of({"input_ids": torch.zeros(3, 5, dtype=torch.int64)}, decoder=False)
     assert (int(counted.tokens), counted.total) == (15, 15)
 
 

@@ -24,14 +24,18 @@ class Positions(NamedTuple):
     total: int
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> "Positions":
-        """Count a batch as a collator makes it; without a mask everything is a token."""
+    def of(cls, batch: Mapping[str, Any], *, decoder: bool) -> "Positions":
+        """Count a batch as a collator makes it; without a mask everything is a token.
+
+        Args:
+            batch: with its `input_ids`.
+            decoder: whether the labels are read by a decoder of their own.
+        """
         inputs = batch["input_ids"]
         mask = batch.get("attention_mask")
         held, total = torch.ones_like(inputs).sum() if mask is None else mask.sum(), inputs.numel()
         labels = batch.get("labels")
-        # labels of another length than the input's are those of a decoder of their own
-        if labels is not None and labels.shape != inputs.shape:
+        if labels is not None and decoder:
             held, total = held + labels.ne(-100).sum(), total + labels.numel()
         return cls(held, total)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -159,14 +159,19 @@ class StepRehearsal:
     # --- before the step ---------------------------------------------------------------------------------------------
 
     def begin(self, micro_batches: int) -> None:
-        """Choose the coming step's rows, a function of seed and step, and spread them over its micro-batches."""
+        """Choose the coming step's rows, a function of seed and step, and spread them over its micro-batches.
+
+        Long rows join long ones: a step's micro-batches go from short to long where `length_window` sorts them.
+        """
         session, settings = self.session, self.settings
         self.apart, self.parts, self.waiting, self.rows, self.tokens = False, [], [], 0, 0.0
         self.loss, self.joint_loss, self.drifts, self.unlabelled = 0.0, 0.0, [], 0
         if not self.active:
             return
         self.drawn = session.own(memory.draw_places(session.sizes, self._places(), settings.seed))
-        self.parts = [self.drawn[place::micro_batches] for place in range(micro_batches)]
+        rows = session.by_length(self.drawn)
+        ends = [len(rows) * place // micro_batches for place in range(micro_batches + 1)]
+        self.parts = [rows[start:end] for start, end in pairwise(ends)]
         reads = _reads_gradients(session.trainer.method)
         self.apart = settings.computation == "apart" or not self.joint or reads or self._measurement_due
 
@@ -192,7 +197,7 @@ class StepRehearsal:
             return batches
         found = list(islice(batches, len(self.parts)))
         sizes = [len(batch["input_ids"]) for batch in found]
-        refs = self.drawn[: max(sum(sizes) - 1, 0)]
+        refs = self.session.by_length(self.drawn[: max(sum(sizes) - 1, 0)])
         taken = dict(zip(memory.even_places(sum(sizes), len(refs), self.session.step), refs, strict=True))
         steps = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
         self.parts = [[taken[place] for place in step if place in taken] for step in steps]

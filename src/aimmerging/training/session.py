@@ -395,16 +395,20 @@ class Session:
         self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
     ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits | None]]]:
         """This rank's rows of a draw, collated and on the device, with their stored logits as :meth:`collated`."""
-        size, mine = self.settings.micro_batch_size, self.own(refs)
-        if self.settings.length_window:
-            rows = features or self.features
-            mine = sorted(mine, key=lambda ref: length(rows[ref.task][ref.row]))
+        size, mine = self.settings.micro_batch_size, self.by_length(self.own(refs), features)
         for start in range(0, len(mine), size):
             yield self.collated(mine[start : start + size], features)
 
     def own(self, refs: Sequence[memory.MemoryRef]) -> list[memory.MemoryRef]:
         """This process's rows of a draw."""
         return list(refs[self.trainer.accelerator.process_index :: self.world])
+
+    def by_length(
+        self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[memory.MemoryRef]:
+        """The rows from short to long, as those of a task's step are; with `length_window: 0` as they come."""
+        rows = features or self.features
+        return sorted(refs, key=lambda ref: length(rows[ref.task][ref.row]) if self.settings.length_window else 0)
 
     def collated(
         self,
@@ -418,7 +422,8 @@ class Session:
         Args:
             refs: the rows.
             features: in place of the memory's.
-            narrow: False leaves the positions of the prompt in, for rows that are joined with others first.
+            narrow: False leaves the positions of the prompt in and counts no padding, for rows that are joined with
+                others first.
         """
         features = features or self.features
         batch = self._prepared([features[ref.task][ref.row] for ref in refs], narrow=narrow)
@@ -427,11 +432,16 @@ class Session:
     def _prepared(self, rows: Sequence[Mapping[str, Any]], *, narrow: bool = True) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""
         collated = self.trainer.data_collator(rows)
-        self.uncounted.append(Positions.of(collated))
+        if narrow:
+            self.count(collated)
         batch: Any = send_to_device(collated, self.trainer.accelerator.device)
         if not self.shift and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(batch["labels"])
         return self.narrowed(batch) if narrow else dict(batch)
+
+    def count(self, batch: Mapping[str, Any]) -> None:
+        """Add the tokens and the padding of a batch as it goes through the model to what the step has cost."""
+        self.uncounted.append(Positions.of(batch, decoder=not self.shift))
 
     def narrowed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch at the positions that count, where `answer_only_logits` asks for it."""

@@ -21,7 +21,7 @@ from aimmerging.errors import ModelError
 from aimmerging.training import guard, trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.answer_logits import prepare_for_compile
-from aimmerging.training.costs import Positions, RunningCosts
+from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import TrainerHooks
 from aimmerging.training.memory_folder import Memory, recall, remember
@@ -152,8 +152,9 @@ class ContinualMixin(TrainerHooks):
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's, keeping the loss for signals.jsonl and counting rows; the loss is the task's alone."""
         self._step_rows += len(inputs["input_ids"]) * self.session.world
-        self.session.uncounted.append(Positions.of(inputs))
         self._memory_batch = self.session.in_step.take()
+        if self._memory_batch is None:
+            self.session.count(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self._memory_batch, loss = None, loss - self.session.in_step.joint_loss
         self._micro_losses.append(loss)
@@ -180,6 +181,7 @@ class ContinualMixin(TrainerHooks):
         narrow = model.training and plain.__func__ is Trainer.compute_loss
         if memory_batch is not None:
             inputs = join(inputs, memory_batch, self.session.model)
+            self.session.count(inputs)
         if narrow:
             inputs = self.session.narrowed(inputs)
         with_extra = model.training and type(self.method).extra_loss is not Method.extra_loss
