@@ -63,9 +63,10 @@ def main() -> None:
     """Read the command line, print a line a stage, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--weights", type=float, nargs="+", default=WEIGHTS, metavar="α", help="1 is the run itself")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    found = [{"run": str(run), "stages": oracle(run)} for run in given.runs]
+    found = [{"run": str(run), "stages": oracle(run, given.weights)} for run in given.runs]
     if given.out:
         given.out.write_text(json.dumps({"schema_version": 1, "runs": found}, indent=1) + "\n")
 
