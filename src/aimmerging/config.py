@@ -115,7 +115,7 @@ class MemoryConfig(Section):
 
 
 class Distillation(Section):
-    """Rehearsal loss = CE + weight · T² · KL(stored ‖ current) at temperature T over the stored entries, as DER++ does."""
+    """Rehearsal loss = CE + weight · T² · KL(stored ‖ current) at temperature T over the stored entries (DER++)."""
 
     weight: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=2.0, gt=0)
