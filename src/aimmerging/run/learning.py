@@ -124,8 +124,10 @@ def train(
     set_seed(config.seed + index)
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(config, Path(scratch), config.seed + index, steps=updates(config, len(rows)))
+        run, stage = working.folder.parents[1], working.folder.name
+        arguments.run_name, arguments.project = tracking.label(run, stage), tracking.PROJECT
         loaded.model.train()
-        with tracking.placed(working.folder.parents[1], working.folder.name):
+        with tracking.placed(run, stage):
             trainer = ContinualTrainer(
                 model=loaded.model,
                 args=arguments,
@@ -136,13 +138,13 @@ def train(
                 answers=past.answers if method.rehearses else {},
                 rehearsal=rehearsal_settings(config),
             )
-        trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
-        trainer.add_callback(Checkpointing(trainer, working))
-        trainer.add_callback(_StepDone(trainer.session, step_done))
-        if carried is not None:
-            method.restore(to_device(carried, arguments.device))
-        checkpoint = working.newest()
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
+            trainer.add_callback(Checkpointing(trainer, working))
+            trainer.add_callback(_StepDone(trainer.session, step_done))
+            if carried is not None:
+                method.restore(to_device(carried, arguments.device))
+            checkpoint = working.newest()
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         session = trainer.session
         moved = largest_change(start, adapter_state(loaded.model))
         trained = Trained(session.costs, session.events, count, method.evaluation_adapter(session), moved)
@@ -182,7 +184,7 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
     """The configuration in transformers' words, for a task of so many optimizer steps.
 
     Raises:
-        ConfigError: the batch cannot be shared evenly among the processes.
+        ConfigError: the batch cannot be shared evenly among the processes, or accelerate has another precision.
     """
     training = config.training
     arguments = TrainingArguments(
@@ -210,6 +212,11 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
     )
+    if arguments.mixed_precision != {"fp32": "no"}.get(training.precision, training.precision):
+        raise ConfigError(
+            f"training.precision is {training.precision}, but accelerate was told mixed_precision: "
+            f"{arguments.mixed_precision}; set that to no, or both to the same"
+        )
     together = arguments.per_device_train_batch_size * arguments.world_size
     if training.batch_size % together:
         raise ConfigError(
