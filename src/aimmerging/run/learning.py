@@ -128,17 +128,7 @@ def train(
         arguments.run_name, arguments.project = tracking.label(run, stage), tracking.PROJECT
         loaded.model.train()
         with tracking.placed(run, stage):
-            trainer = ContinualTrainer(
-                model=loaded.model,
-                args=arguments,
-                train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
-                data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
-                method=method,
-                memory=past.features if method.rehearses else {},
-                answers=past.answers if method.rehearses else {},
-                rehearsal=rehearsal_settings(config),
-            )
-            trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
+            trainer = _trainer(config, loaded, method, features, past, arguments)
             trainer.add_callback(Checkpointing(trainer, working))
             trainer.add_callback(_StepDone(trainer.session, step_done))
             if carried is not None:
@@ -151,6 +141,25 @@ def train(
         if trainer.accelerator.is_main_process:
             _keep(working, loaded, method, trained)
     return trained
+
+
+def _trainer(
+    config: RunConfig, loaded: LoadedModel, method: Method, features: Sequence[Feature], past: PastMemory,
+    arguments: TrainingArguments,
+) -> ContinualTrainer:  # fmt: skip
+    """The trainer of one task, which rehearses where the method does."""
+    trainer = ContinualTrainer(
+        model=loaded.model,
+        args=arguments,
+        train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
+        data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
+        method=method,
+        memory=past.features if method.rehearses else {},
+        answers=past.answers if method.rehearses else {},
+        rehearsal=rehearsal_settings(config),
+    )
+    trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
+    return trainer
 
 
 def _keep(working: Working, loaded: LoadedModel, method: Method, trained: Trained) -> None:
