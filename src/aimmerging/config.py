@@ -102,7 +102,9 @@ class TrainingConfig(Section):
         "record it; in the weights, always stop",
     )
     device: Literal["auto", "cpu"] = "auto"
-    report_to: list[Literal["tensorboard"]] = Field(default=[], description="trackers; its files: RUN/tensorboard")
+    report_to: list[Literal["tensorboard", "mlflow", "wandb", "trackio"]] = Field(
+        default=[], description="trackers: tensorboard, mlflow, wandb, trackio. docs/trainer.md says where they write"
+    )
     logging_steps: int = Field(default=10, ge=1, description="from one entry for `report_to` to the next")
 
 

@@ -53,11 +53,10 @@ def test_one_column_for_two_things_is_refused(tmp_path):
     assert "columns: input and output are both 'text'" in problem
 
 
-def test_thoughts_of_an_answer_that_are_not_learned_are_noted(tmp_path):
-    answer = {"role": "assistant", "content": "b", "reasoning_content": "because"}
+@pytest.mark.parametrize("key", ["reasoning_content", "name"])
+def test_what_an_answer_has_beside_its_content_is_noted_as_not_learned(tmp_path, key):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b", key: "because"}]
     notes = Problems()
-    [row] = load_rows(
-        write(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "q"}, answer]}]), notes=notes
-    )
+    [row] = load_rows(write(tmp_path / "rows.jsonl", [{"messages": turns}]), notes=notes)
     assert row.output == "b"
-    assert "answers have `reasoning_content`, which is not learned" in notes.listed()[0]
+    assert f"answers have `{key}`, which is not learned" in notes.listed()[0]

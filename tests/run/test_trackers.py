@@ -9,6 +9,8 @@ from short_runs import config_file, read_rows, settings, stage_record
 from trainer_kit import EVERY_THREE, adapter, continual, far
 
 from aimmerging import Aim
+from aimmerging.errors import ConfigError
+from aimmerging.training import trackers
 
 TRACKED = ("--set", "training.report_to=[tensorboard]", "--set", "training.logging_steps=1")
 
@@ -73,16 +75,33 @@ def test_a_tracked_run_learns_the_same_to_the_bit(made):
     assert not (made / "plain/tensorboard").exists()
 
 
-def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(tmp_path, tiny_t5, monkeypatch):
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(tmp_path, tiny_t5, monkeypatch, name):
     config, find = config_file(tmp_path, tiny_t5), importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "tensorboard" else find(name, *more)
+        importlib.util, "find_spec", lambda module, *more: None if module == name else find(module, *more)
     )
     for words in (("run", config, "--out", tmp_path / "run"), ("doctor", config)):
-        said = refused(*words, *TRACKED)
-        assert "training.report_to names tensorboard, which is not installed" in said
-        assert "pip install tensorboard" in said
+        said = refused(*words, "--set", f"training.report_to=[{name}]")
+        assert f"training.report_to names {name}, which is not installed" in said
+        assert f"pip install {name}" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_the_slim_mlflow_will_do_where_a_server_keeps_the_runs(monkeypatch):
+    monkeypatch.setattr(trackers, "_importable", lambda module: module == "mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match="pip install mlflow"):
+        trackers.check_installed(["mlflow"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    trackers.check_installed(["mlflow"])
+
+
+def test_a_folder_with_the_name_of_a_package_is_none(tmp_path, monkeypatch):
+    (tmp_path / "folder_of_a_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="not installed"):
+        trackers.check_installed(["folder_of_a_tracker"])
 
 
 def test_an_unknown_tracker_is_refused(tmp_path, tiny_t5):

@@ -52,8 +52,10 @@ def read_turns(value: object, column: str, report: Report, note: Report) -> tupl
     if isinstance(last, dict) and turns[-1]["role"] == "assistant" and last.get("weight") == 0:
         report("weight", f"the last message in {column!r} has weight 0, which says not to learn it; remove the row")
         return None
-    if turns and turns[-1]["role"] == "assistant" and turns[-1].get("reasoning_content"):
-        note("message keys", "answers have `reasoning_content`, which is not learned: the answer is `content` alone")
+    answer = turns[-1] if turns and turns[-1]["role"] == "assistant" else {}
+    for key in ("name", "reasoning_content"):
+        if key in answer:
+            note("message keys", f"answers have `{key}`, which is not learned: the answer is `content` alone")
     return tuple(turns)
 
 

@@ -124,31 +124,42 @@ def train(
     set_seed(config.seed + index)
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(config, Path(scratch), config.seed + index, steps=updates(config, len(rows)))
+        run, stage = working.folder.parents[1], working.folder.name
+        arguments.run_name, arguments.project = tracking.label(run, stage), tracking.PROJECT
         loaded.model.train()
-        with tracking.placed(working.folder.parents[1], working.folder.name):
-            trainer = ContinualTrainer(
-                model=loaded.model,
-                args=arguments,
-                train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
-                data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
-                method=method,
-                memory=past.features if method.rehearses else {},
-                answers=past.answers if method.rehearses else {},
-                rehearsal=rehearsal_settings(config),
-            )
-        trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
-        trainer.add_callback(Checkpointing(trainer, working))
-        trainer.add_callback(_StepDone(trainer.session, step_done))
-        if carried is not None:
-            method.restore(to_device(carried, arguments.device))
-        checkpoint = working.newest()
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with tracking.placed(run, stage):
+            trainer = _trainer(config, loaded, method, features, past, arguments)
+            trainer.add_callback(Checkpointing(trainer, working))
+            trainer.add_callback(_StepDone(trainer.session, step_done))
+            if carried is not None:
+                method.restore(to_device(carried, arguments.device))
+            checkpoint = working.newest()
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         session = trainer.session
         moved = largest_change(start, adapter_state(loaded.model))
         trained = Trained(session.costs, session.events, count, method.evaluation_adapter(session), moved)
         if trainer.accelerator.is_main_process:
             _keep(working, loaded, method, trained)
     return trained
+
+
+def _trainer(
+    config: RunConfig, loaded: LoadedModel, method: Method, features: Sequence[Feature], past: PastMemory,
+    arguments: TrainingArguments,
+) -> ContinualTrainer:  # fmt: skip
+    """The trainer of one task, which rehearses where the method does."""
+    trainer = ContinualTrainer(
+        model=loaded.model,
+        args=arguments,
+        train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
+        data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
+        method=method,
+        memory=past.features if method.rehearses else {},
+        answers=past.answers if method.rehearses else {},
+        rehearsal=rehearsal_settings(config),
+    )
+    trainer.remove_callback(PrinterCallback)  # the run has a progress of its own
+    return trainer
 
 
 def _keep(working: Working, loaded: LoadedModel, method: Method, trained: Trained) -> None:
@@ -182,7 +193,7 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
     """The configuration in transformers' words, for a task of so many optimizer steps.
 
     Raises:
-        ConfigError: the batch cannot be shared evenly among the processes.
+        ConfigError: the batch cannot be shared evenly among the processes, or accelerate has another precision.
     """
     training = config.training
     arguments = TrainingArguments(
@@ -210,6 +221,11 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
     )
+    if arguments.mixed_precision != {"fp32": "no"}.get(training.precision, training.precision):
+        raise ConfigError(
+            f"training.precision is {training.precision}, but accelerate was told mixed_precision: "
+            f"{arguments.mixed_precision}; set that to no, or both to the same"
+        )
     together = arguments.per_device_train_batch_size * arguments.world_size
     if training.batch_size % together:
         raise ConfigError(

@@ -18,7 +18,8 @@ from aimmerging.data.tasks import Row, Task, hash_rows
 from aimmerging.data.wording import shown
 from aimmerging.errors import DataError, ModelError
 from aimmerging.run import label_checks, stream_checks
-from aimmerging.run.row_checks import EXAMPLES, Measured, left_out, measure
+from aimmerging.run.row_checks import EXAMPLES, Measured, measure
+from aimmerging.run.template_checks import TemplateCheck
 from aimmerging.store import records
 from aimmerging.store.records import Finding, Findings
 from aimmerging.store.run_directory import FINDINGS, RunDirectory, Stage
@@ -30,7 +31,7 @@ from aimmerging.training.progress import Progress
 SPLITS = ("train", "validation", "test")
 _CACHED_FROM = 1000
 """Rows of a split from which its measurement is kept."""
-_VERSION = 3
+_VERSION = 4
 """Of what is measured; another one makes the cache void."""
 _DRAWS = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 """What gives a template of Jinja random text."""
@@ -237,12 +238,17 @@ def _ids(codec: Codec, settings: Any, _measured: Measured, _task: Task) -> tuple
     return True, sentence, say
 
 
-def _left_out(codec: Codec, _settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
-    sentence = (
-        "lose a part on the way through the chat template; give the base a template that writes it, or put what it "
-        "says into a message of role 'user'"
-    )
-    return True, sentence, lambda row: ", ".join(left_out(row, codec.prompt_text(row))) + " is not in the prompt"
+def _changed(kind: str, sentence: str, said: str = "{}", *, refuses: bool = False) -> _Words:
+    """A kind that :class:`TemplateCheck` finds; its rows are shown by their parts that are concerned."""
+
+    def words(codec: Codec, _settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
+        def say(row: Row) -> str:
+            changes = TemplateCheck(codec).changes(row, codec.prompt_text(row))
+            return said.format(", ".join(change.what for change in changes if change.kind == kind))
+
+        return refuses, sentence, say
+
+    return words
 
 
 def _cut_input(codec: Codec, settings: Any, _measured: Measured, _task: Task) -> tuple[bool, str, Say]:
@@ -302,7 +308,6 @@ def _plainly(sentence: str, of: str, *, refuses: bool = False) -> _Words:
 _WORDS: dict[str, _Words] = {
     "template": _template,
     "ids": _ids,
-    "left_out": _left_out,
     "no_tokens": _plainly("have inputs that the tokenizer turns into nothing", "input", refuses=True),
     "unknown": _plainly("have inputs of which the tokenizer does not know every character", "input"),
     "cut_input": _cut_input,
@@ -316,9 +321,31 @@ _WORDS: dict[str, _Words] = {
         "that closes it where enable_thinking is false",
         "",
     ),
-    "repeated": _plainly("have a system message that the chat template writes more than once", ""),
-    "folded": _plainly("have a system message that the chat template writes into the user's", ""),
-    "assistant_left_out": _plainly("have earlier assistant messages that the chat template leaves out or changes", ""),
+    "left_out": _changed(
+        "left_out",
+        "lose a part on the way through the chat template; give the base a template that writes it, or put what it "
+        "says into a message of role 'user'",
+        "{} is not in the prompt",
+        refuses=True,
+    ),
+    "reordered": _changed(
+        "reordered",
+        "have messages that the chat template writes in another order; give the base a template that keeps it",
+        refuses=True,
+    ),
+    "unwritten": _changed(
+        "unwritten",
+        "have fields that the chat template does not write, so nothing is learned of them; put what they say into "
+        "the content of a message, or do without",
+        "{} is not in the prompt",
+    ),
+    "assistant_left_out": _changed(
+        "assistant_left_out", "have earlier assistant messages that the chat template leaves out or changes", ""
+    ),
+    "role": _changed("role", "have roles that cannot be told apart in the prompt"),
+    "repeated": _changed("repeated", "have messages that the chat template writes more than once"),
+    "folded": _changed("folded", "have a system message that the chat template writes into the user's"),
+    "moved": _changed("moved", "have a system message that the chat template writes behind a later message"),
 }
 
 

@@ -3,15 +3,15 @@
 Pure: nothing is read or written. :mod:`aimmerging.run.preflight` says what was found.
 """
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimmerging.core import metrics
-from aimmerging.data.tasks import Message, Row
+from aimmerging.data.tasks import Row
 from aimmerging.errors import ModelError
+from aimmerging.run.template_checks import TemplateCheck
 from aimmerging.training.encoding import Codec
 from aimmerging.training.limits import embedding_rows
 
@@ -57,10 +57,10 @@ def measure(rows: Sequence[Row], metric: str, codec: Codec, settings: Any) -> Me
     """
     found = Measured(rows=len(rows))
     special = special_tokens(codec)
-    size = embedding_rows(settings)
+    size, check = embedding_rows(settings), TemplateCheck(codec)
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
-        _measure_prompts(batch, start, codec, size, found)
+        _measure_prompts(batch, start, check, size, found)
         _measure_answers(batch, start, metric, codec, size, found)
         for index, row in enumerate(batch, start):
             if special.search(row.output):
@@ -70,7 +70,8 @@ def measure(rows: Sequence[Row], metric: str, codec: Codec, settings: Any) -> Me
     return found
 
 
-def _measure_prompts(rows: Sequence[Row], start: int, codec: Codec, size: int | None, found: Measured) -> None:
+def _measure_prompts(rows: Sequence[Row], start: int, check: TemplateCheck, size: int | None, found: Measured) -> None:
+    codec = check.codec
     written: list[tuple[int, str]] = []
     for index, row in enumerate(rows, start):
         try:
@@ -80,7 +81,7 @@ def _measure_prompts(rows: Sequence[Row], start: int, codec: Codec, size: int | 
             continue
         written.append((index, text))
         if codec.templated:
-            for kind in template_kinds(row, text):
+            for kind in dict.fromkeys(change.kind for change in check.changes(row, text)):
                 found.add(kind, index)
             if text.rstrip().endswith(_OPEN_THOUGHT):
                 found.add("thinking", index)
@@ -136,101 +137,3 @@ def special_tokens(codec: Codec) -> re.Pattern[str]:
     added = getattr(tokenizer, "added_tokens_decoder", {})
     names = {*map(str, tokenizer.all_special_tokens), *(str(token) for token in added.values() if token.special)}
     return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if name) or r"(?!)")
-
-
-def template_kinds(row: Row, text: str) -> list[str]:
-    """What a chat template did to a row: `left_out`, `assistant_left_out`, `repeated` or `folded`."""
-    if not row.tools and all(_as_it_is(turn, text) for turn in _turns(row)):
-        return []  # most rows, without the cost of what follows
-    squeezed = _squeezed(text)
-    kinds = ["left_out"] if _left_out(row, squeezed) else []
-    if any(turn["role"] == "assistant" and not _occurs(turn["content"], squeezed) for turn in row.messages):
-        kinds.append("assistant_left_out")
-    systems = [turn["content"] for turn in row.messages if turn["role"] in _SYSTEM and turn["content"].strip()]
-    if any((times := _times(content, squeezed)) > 1 and times > _times_said(content, row) for content in systems):
-        kinds.append("repeated")
-    if systems and "left_out" not in kinds and _folds(row, squeezed):
-        kinds.append("folded")
-    return kinds
-
-
-_SYSTEM = ("system", "developer")
-
-
-def left_out(row: Row, text: str) -> list[str]:
-    """Names what of a row its prompt does not hold: messages other than the assistant's, tools and tool calls."""
-    return _left_out(row, _squeezed(text))
-
-
-def _left_out(row: Row, squeezed: str) -> list[str]:
-    missing: list[str] = []
-    for turn in _turns(row):
-        if turn["role"] != "assistant" and not _occurs(turn["content"], squeezed):
-            missing.append(f"the message of role {turn['role']!r}")
-        for call in turn.get("tool_calls", ()):
-            function = call["function"]
-            if not all(_occurs(part, squeezed) for part in (function["name"], *_leaves(function["arguments"]))):
-                missing.append(f"the tool call {function['name']!r}")
-    for tool in row.tools:
-        name = tool.get("function", tool).get("name") if isinstance(tool.get("function", tool), dict) else None
-        if not _occurs(str(name or json.dumps(tool)), squeezed):
-            missing.append(f"the tool {name!r}")
-    return list(dict.fromkeys(missing))
-
-
-def _turns(row: Row) -> tuple[Message, ...]:
-    return row.messages or (Message(role="user", content=row.input),)
-
-
-def _as_it_is(turn: Message, text: str) -> bool:
-    """Whether a prompt holds a turn, which is no system message, letter by letter."""
-    return turn["role"] not in _SYSTEM and "tool_calls" not in turn and turn["content"] in text
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    """Texts and integers within nested arguments."""
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        yield str(value)
-
-
-def _squeezed(text: str) -> str:
-    """The text without white space, which templates trim and add."""
-    return "".join(text.split())
-
-
-def _forms(content: str) -> set[str]:
-    """How a template may write a text: as it is, or within JSON."""
-    written = (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1])
-    return {_squeezed(form) for form in written}
-
-
-def _occurs(content: str, squeezed: str) -> bool:
-    return _squeezed(content) in squeezed or any(form in squeezed for form in _forms(content))
-
-
-def _times(content: str, squeezed: str) -> int:
-    return max(squeezed.count(form) for form in _forms(content))
-
-
-def _times_said(content: str, row: Row) -> int:
-    """How many times a text occurs in the row, tools and other messages included."""
-    said = [turn["content"] for turn in row.messages] + [json.dumps(row.tools, ensure_ascii=False)]
-    return sum(_times(content, _squeezed(text)) for text in said)
-
-
-def _folds(row: Row, squeezed: str) -> bool:
-    """Whether the system text runs into the next user's text, nothing but white space between them."""
-    pairs = zip(row.messages, row.messages[1:], strict=False)
-    return any(
-        first["role"] in _SYSTEM
-        and then["role"] == "user"
-        and _squeezed(first["content"] + then["content"]) in squeezed
-        for first, then in pairs
-        if first["content"].strip() and then["content"].strip()
-    )

@@ -1,10 +1,12 @@
 """What a continual training knows beside its loss, in the trainer's own log and so in its callbacks and trackers.
 
-With transformers' `report_to` the entries go to TensorBoard and the other trackers that transformers serves. Names:
+With transformers' `report_to` the entries go to TensorBoard, MLflow, W&B and the other trackers that transformers
+serves. Names:
 `continual/...` are values of a step, `merge/...` of a merge, `cost/...` seconds and counts at the training's end.
 """
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,12 +28,23 @@ def check_installed(names: Sequence[str]) -> None:
     Raises:
         ConfigError: says what to install.
     """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if not all(map(_importable, _modules(name)))]
     if missing:
         raise ConfigError(
             f"training.report_to names {', '.join(missing)}, which is not installed; give `pip install "
             f"{' '.join(missing)}`, or take it out of training.report_to"
         )
+
+
+def _modules(name: str) -> tuple[str, ...]:
+    """What has to be there for a tracker; MLflow's slim package lacks what writes its database into a file."""
+    return ("mlflow", "sqlalchemy") if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI") else (name,)
+
+
+def _importable(module: str) -> bool:
+    """Whether a module is installed: a folder of that name, as W&B writes one, is none."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def entry(prefix: str, record: Mapping[str, Any]) -> dict[str, float]:
