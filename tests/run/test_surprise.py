@@ -17,6 +17,8 @@ from aimmerging.store import records
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.models import load_model, read_adapter, set_adapter_state
 
+pytestmark = pytest.mark.slow
+
 TASKS = ("alpha", "beta")
 KINDS = pytest.mark.parametrize("kind", ["tiny_t5", "tiny_llama"])
 WORDS = ["yes", "no", "maybe", "never and ever", "red", "blue"]

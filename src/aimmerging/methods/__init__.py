@@ -29,6 +29,7 @@ from aimmerging.methods.simple import MultiTask, Replay, Sequential, SingleTask
 from aimmerging.methods.slao import SLAO
 from aimmerging.methods.slow_lora import SlowLora
 from aimmerging.methods.spaced_replay import SpacedReplay
+from aimmerging.methods.srt import SRT
 from aimmerging.methods.tasl import TaSL
 from aimmerging.methods.wise_ft import WiseFT
 from aimmerging.training.method import About, Method
@@ -42,6 +43,7 @@ METHODS: dict[str, type[Method]] = {
     "fixed_replay": FixedReplay,
     "spaced_replay": SpacedReplay,
     "forever": Forever,
+    "srt": SRT,
     "a_gem": AGem,
     "der_plus_plus": DerPlusPlus,
     "l2_anchor": L2Anchor,
