@@ -23,6 +23,7 @@ from aimmerging.methods.lwf import LwF
 from aimmerging.methods.migu import Migu
 from aimmerging.methods.mixed_replay import MixedReplay
 from aimmerging.methods.o_lora import OLora
+from aimmerging.methods.on_policy_replay import OnPolicyReplay
 from aimmerging.methods.recurrent_kif import RecurrentKIF
 from aimmerging.methods.sfa import SFA
 from aimmerging.methods.simple import MultiTask, Replay, Sequential, SingleTask
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,
     "replay": Replay,
     "aim": Aim,
+    "on_policy_replay": OnPolicyReplay,
     "mixed_replay": MixedReplay,
     "fixed_replay": FixedReplay,
     "spaced_replay": SpacedReplay,

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
@@ -20,8 +20,9 @@ from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
 from aimmerging.run import schedule, tracking
 from aimmerging.run.checkpoints import LEARNED, SURPRISE, Checkpointing, Working
+from aimmerging.run.generation import evaluate
 from aimmerging.store import files, records
-from aimmerging.store.records import Memory, MemoryCount
+from aimmerging.store.records import Memory, MemoryCount, Prediction
 from aimmerging.store.run_directory import Stage
 from aimmerging.store.tensor_tree import to_device
 from aimmerging.training import resume, sharing
@@ -256,11 +257,13 @@ class Remembered(NamedTuple):
         task: that was learned.
         rows: chosen among its training rows.
         logits: answer logits of each row by the model as it was then; empty where none are asked for.
+        own_answers: how many of the rows have the model's own answer; None where the method keeps the given ones.
     """
 
     task: Task
     rows: list[Row]
     logits: list[AnswerLogits]
+    own_answers: int | None = None
 
 
 class Surprise(NamedTuple):
@@ -338,9 +341,22 @@ def remember(
         costs.memory_seconds += surprise.seconds
     with costs.measure("memory"):
         places = memory.select(examples, config.memory.policy, config.memory.ratio, config.seed, losses)
-        rows = [task.train[place] for place in places]
+        rows, own, least = [task.train[place] for place in places], None, method.own_answers_from
+        if least is not None:
+            size = config.evaluation.batch_size
+            answered = evaluate(loaded.model, loaded.codec, rows, task.metric, batch_size=size, ranks=ranks)
+            rows, own = with_own_answers(rows, answered, least)
         logits = _stored_logits(config, loaded, rows, ranks) if config.memory.stored_logits else []
-    return Remembered(task, rows, logits)
+    return Remembered(task, rows, logits, own)
+
+
+def with_own_answers(rows: Sequence[Row], answered: Sequence[Prediction], least: float) -> tuple[list[Row], int]:
+    """The rows, with the model's answer where it scored at least `least` and is not empty; and how many those are."""
+    right = [bool(one.prediction) and one.score >= least for one in answered]
+    found = [
+        replace(row, output=one.prediction) if own else row for row, one, own in zip(rows, answered, right, strict=True)
+    ]
+    return found, sum(right)
 
 
 def write_memory(config: RunConfig, kept: Remembered, folder: Path) -> MemoryCount:
@@ -359,6 +375,8 @@ def write_memory(config: RunConfig, kept: Remembered, folder: Path) -> MemoryCou
     count, digest = len(task.train), hash_rows(rows)
     policy = config.memory.policy
     record = Memory(task=task.name, policy=policy, ratio=ratio, train_rows=count, rows=len(rows), sha256=digest)
+    if kept.own_answers is not None:
+        record = record.model_copy(update={"own_answers": kept.own_answers})
     records.write(folder / "memory.json", record)
     return MemoryCount(rows=len(rows), limit=memory.limit(ratio, count))
 
