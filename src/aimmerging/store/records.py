@@ -342,7 +342,7 @@ class Sparse(Record):
 
 
 class Memory(Sparse):
-    """memory.json: rows kept of a task, `own_answers` of them answered by the model; after a drop 0, see `dropped_at`."""
+    """memory.json: the rows of a task, `own_answers` of them answered by the model; none after a drop, `dropped_at`."""
 
     task: str
     policy: str | None = None
