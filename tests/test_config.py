@@ -202,7 +202,7 @@ def test_override_that_is_not_yaml(override):
         ({"preset": None}, "unknown preset None; allowed: paper, reference, default"),
         ({"protocol": "papre"}, "unknown protocol 'papre' (did you mean 'paper'?)"),
         ({"memory": {"policy": "balance"}}, "unknown memory.policy 'balance' (did you mean 'balanced'?)"),
-        ({"memory": {"policy": "zzz"}}, "allowed: balanced, uniform, reservoir, coverage, released"),
+        ({"memory": {"policy": "zzz"}}, "allowed: balanced, uniform, reservoir, coverage, surprise, released"),
         ({"qqqqqq": 1}, "allowed: schema_version, preset"),
     ],
 )

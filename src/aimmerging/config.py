@@ -112,7 +112,7 @@ class MemoryConfig(Section):
     """What is kept of a task once it is learned."""
 
     ratio: float = Field(default=0.02, ge=0, le=1, description="share of a task's training rows, a hard cap")
-    policy: str = Field(default="coverage", description=", ".join((*memory.POLICIES, memory.RELEASED)))
+    policy: str = Field(default="coverage", description=", ".join(memory.NAMES))
     stored_logits: int = Field(default=32, ge=0, description="top-k answer-token logits kept beside each row; 0: none")
 
 
@@ -352,9 +352,8 @@ def _check_together(config: RunConfig) -> None:
             f"training.batch_size is {training.batch_size}, which training.micro_batch_size "
             f"{training.micro_batch_size} does not divide"
         )
-    policies = (*memory.POLICIES, memory.RELEASED)
-    if config.memory.policy not in policies:
-        problems.append(unknown("memory.policy", config.memory.policy, policies))
+    if config.memory.policy not in memory.NAMES:
+        problems.append(unknown("memory.policy", config.memory.policy, memory.NAMES))
     if config.order is not None and len(set(config.order)) < max(1, len(config.order)):
         problems.append(f"order is {config.order}; it names at least one task and none twice")
     if rehearsal.distillation and config.memory.stored_logits < 2:

@@ -8,7 +8,18 @@ import twins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimmerging.core.memory import POLICIES, RELEASED, Example, MemoryRef, draw, even_places, limit, select, step_places
+from aimmerging.core.memory import (
+    POLICIES,
+    RELEASED,
+    SURPRISE,
+    Example,
+    MemoryRef,
+    draw,
+    even_places,
+    limit,
+    select,
+    step_places,
+)
 from aimmerging.errors import ConfigError
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -60,7 +71,9 @@ def test_impossible_ratio(ratio):
 
 
 def test_unknown_policy_names_the_known_ones():
-    with pytest.raises(ConfigError, match="'random'; allowed: balanced, uniform, reservoir, coverage, released"):
+    with pytest.raises(
+        ConfigError, match="'random'; allowed: balanced, uniform, reservoir, coverage, surprise, released"
+    ):
         select(made_up(10, 2), "random", 0.5, seed=0)
 
 
@@ -142,6 +155,24 @@ def test_every_row_is_equally_likely(policy):
     # degrees of freedom, whose 1 - 1e-6 quantile is 93
     statistic = sum((kept[row] - expected) ** 2 for row in range(40)) / (expected * 0.9)
     assert statistic < 93
+
+
+@given(st.lists(st.one_of(st.floats(0, 9), st.just(math.nan), st.just(math.inf))), ratios, st.integers(0, 99))
+def test_surprise_keeps_the_highest_losses_within_the_cap(losses, ratio, seed):
+    examples = made_up(len(losses), 3)
+    chosen = select(examples, SURPRISE, ratio, seed, losses)
+    assert chosen == sorted(set(chosen)) == select(examples, SURPRISE, ratio, seed, losses)
+    assert len(chosen) == limit(ratio, len(losses))
+    heights = [-1.0 if math.isnan(loss) else loss for loss in losses]
+    kept = sorted(heights[row] for row in chosen)
+    assert kept == sorted(heights)[len(heights) - len(chosen) :]
+
+
+def test_surprise_draws_among_equal_losses_and_asks_for_losses():
+    examples, equal = made_up(40, 3), [1.0] * 40
+    assert len({tuple(select(examples, SURPRISE, 0.1, seed, equal)) for seed in range(20)}) == 20
+    with pytest.raises(ConfigError, match=r"'surprise' needs the loss of every training row.*choose another policy"):
+        select(examples, SURPRISE, 0.1, 0)
 
 
 # --- draws -----------------------------------------------------------------------------------------------------------

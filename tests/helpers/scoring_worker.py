@@ -15,9 +15,11 @@ from short_runs import ANSWERS, settings
 from aimmerging import cli
 from aimmerging.config import resolve
 from aimmerging.data.tasks import Row, Task
+from aimmerging.methods import Replay
 from aimmerging.run import kept_logits, learning
 from aimmerging.run.scoring import EvaluationSet, Scorer, points_of, save_predictions
 from aimmerging.training import stopping
+from aimmerging.training.costs import RunningCosts
 from aimmerging.training.models import load_model
 from aimmerging.training.progress import Progress
 
@@ -72,7 +74,7 @@ def scored(base, out, ranks):
     with counted(loaded.model, rows):
         predictions = scorer.predictions(sets())
         task = Task("alpha", tuple(numbered("alpha", 12)), (), (), "exact_match", "none")
-        kept = learning.remember(config, loaded, task, ranks)
+        kept = learning.remember(config, loaded, Replay(), task, RunningCosts(), ranks=ranks)
         check = kept_logits.largest_logits(loaded.model, loaded.codec, sets(), ranks)
     if ranks is None or ranks.is_main_process:
         out.mkdir()

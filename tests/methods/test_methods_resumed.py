@@ -23,6 +23,7 @@ BUSY = {
     "spaced_replay": {"day": 2},
     "forever": {"day": 2, "strength": 0.1},
     "slow_lora": {"decay": 0.9},
+    "srt": {"thresholds": [2, 5, 20, 100, 1000]},
     "o_lora": {"shrinkage": 0.1},
     "slao": {"fisher": 0.5, "examples": 4},
     "ewc": {"strength": 10.0, "fisher_rows": 4},

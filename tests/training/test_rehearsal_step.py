@@ -214,7 +214,8 @@ def test_recurrent_kif_scores_task_and_memory_from_their_own_gradients(tiny_t5, 
 
 
 def test_a_method_with_a_schedule_or_formula_of_its_own_is_refused_by_name(tiny_t5, tmp_path):
-    refused = {"fixed_replay", "spaced_replay", "forever", "mixed_replay", "a_gem", "der_plus_plus", "merge_adamerging"}
+    refused = {"fixed_replay", "spaced_replay", "forever", "srt", "mixed_replay", "a_gem", "der_plus_plus"}
+    refused |= {"merge_adamerging"}
     assert {name for name, kind in METHODS.items() if kind.not_in_step} == refused
     values = {"benchmark": "skills", "rehearsal": {"placement": "step"}}
     for name, kind in METHODS.items():

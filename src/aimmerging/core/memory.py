@@ -1,7 +1,8 @@
-"""What is kept of past tasks and how it is drawn: a hard cap, four policies, draws that are pure functions.
+"""What is kept of past tasks and how it is drawn: a hard cap, five policies, draws that are pure functions.
 
 A draw is a function of (seed, batch number), never of how often somebody drew before, so that a resumed run and every
-rank of a distributed run see the same rows. Rows are anything; the policies look at their texts and labels only.
+rank of a distributed run see the same rows. Rows are anything: a policy looks at their texts and labels, and
+:data:`SURPRISE` at their losses.
 """
 
 import math
@@ -45,27 +46,31 @@ def limit(ratio: float, train_rows: int) -> int:
     return min(train_rows, math.ceil(ratio * train_rows - 1e-9))
 
 
-def select(examples: Sequence[Example], policy: str, ratio: float, seed: int) -> list[int]:
+def select(
+    examples: Sequence[Example], policy: str, ratio: float, seed: int, losses: Sequence[float] | None = None
+) -> list[int]:
     """Choose the rows of one task to keep.
 
     Args:
         examples: the task's training rows.
-        policy: one of :data:`POLICIES`, or :data:`RELEASED`.
+        policy: one of :data:`NAMES`.
         ratio: share of the rows to keep at most.
         seed: of this task's choice.
+        losses: of each row from before the task was learned, nats a token of the answer; for :data:`SURPRISE` alone.
 
     Returns:
         at most :func:`limit` different indices, ascending; with :data:`RELEASED` there is no such limit.
 
     Raises:
-        ConfigError: unknown policy or impossible ratio.
+        ConfigError: unknown policy, impossible ratio, or losses that are needed and not given.
     """
+    if policy not in POLICIES and policy not in NAMES:
+        raise ConfigError(f"memory policy is {policy!r}; allowed: {', '.join(NAMES)}")
+    rng = random.Random(f"{seed}/memory")
     if policy == RELEASED:
-        return sorted(_released(examples, ratio, random.Random(f"{seed}/memory")))
-    if policy not in POLICIES:
-        raise ConfigError(f"memory policy is {policy!r}; allowed: {', '.join((*POLICIES, RELEASED))}")
+        return sorted(_released(examples, ratio, rng))
     count = limit(ratio, len(examples))
-    chosen = sorted(POLICIES[policy](examples, count, random.Random(f"{seed}/memory")))
+    chosen = sorted(_surprising(losses, count, rng) if policy == SURPRISE else POLICIES[policy](examples, count, rng))
     if len(set(chosen)) != len(chosen) or len(chosen) > count:
         raise AssertionError(f"policy {policy!r} broke the cap: {len(chosen)} rows, {count} allowed")
     return chosen
@@ -173,6 +178,18 @@ def _coverage(examples: Sequence[Example], count: int, rng: random.Random) -> li
     return _round_robin(_classes(examples, rng), count, take)
 
 
+def _surprising(losses: Sequence[float] | None, count: int, rng: random.Random) -> list[int]:
+    """The rows of the highest losses; ties go by chance, and a row without an answer token (NaN) comes last."""
+    if losses is None:
+        raise ConfigError(
+            f"memory policy {SURPRISE!r} needs the loss of every training row from before the task is learned; "
+            "`aimmerging run` measures it, a Memory of a trainer does not: choose another policy there, such as "
+            "coverage, or call `select` with `losses` yourself"
+        )
+    order = rng.sample(range(len(losses)), len(losses))
+    return sorted(order, key=lambda row: math.inf if math.isnan(losses[row]) else -losses[row])[:count]
+
+
 def _released(examples: Sequence[Example], ratio: float, rng: random.Random) -> list[int]:
     """`ratio` of every class, at least one row of each, and nothing trims the sum."""
     groups = _classes(examples, rng)
@@ -207,9 +224,19 @@ POLICIES: dict[str, Callable[[Sequence[Example], int, random.Random], list[int]]
     "reservoir": _reservoir,
     "coverage": _coverage,
 }
-"""How the rows to keep are chosen."""
+"""How the rows to keep are chosen by their texts and labels."""
+
+SURPRISE = "surprise"
+"""SuRe's memory (arXiv 2511.22367): the rows with the highest mean negative log-likelihood before the task is learned.
+
+As there, each task has a quota of its own and classes have none. Departures: the loss is that of the answer's tokens,
+because an encoder-decoder model has none on the prompt, and SuRe's is that of the whole sequence; the quota of a task
+is :func:`limit` and does not shrink as tasks are added."""
 
 RELEASED = "released"
 """The released code's memory, which breaks the cap: every distinct answer is a class that keeps at least one row, so
 where answers are mostly unique it holds most of the rows, whatever the ratio. For reproducing published numbers only;
 reports flag it with the rows it really kept."""
+
+NAMES = (*POLICIES, SURPRISE, RELEASED)
+"""All policies."""

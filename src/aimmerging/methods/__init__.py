@@ -23,12 +23,14 @@ from aimmerging.methods.lwf import LwF
 from aimmerging.methods.migu import Migu
 from aimmerging.methods.mixed_replay import MixedReplay
 from aimmerging.methods.o_lora import OLora
+from aimmerging.methods.on_policy_replay import OnPolicyReplay
 from aimmerging.methods.recurrent_kif import RecurrentKIF
 from aimmerging.methods.sfa import SFA
 from aimmerging.methods.simple import MultiTask, Replay, Sequential, SingleTask
 from aimmerging.methods.slao import SLAO
 from aimmerging.methods.slow_lora import SlowLora
 from aimmerging.methods.spaced_replay import SpacedReplay
+from aimmerging.methods.srt import SRT
 from aimmerging.methods.tasl import TaSL
 from aimmerging.methods.wise_ft import WiseFT
 from aimmerging.training.method import About, Method
@@ -38,10 +40,12 @@ METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,
     "replay": Replay,
     "aim": Aim,
+    "on_policy_replay": OnPolicyReplay,
     "mixed_replay": MixedReplay,
     "fixed_replay": FixedReplay,
     "spaced_replay": SpacedReplay,
     "forever": Forever,
+    "srt": SRT,
     "a_gem": AGem,
     "der_plus_plus": DerPlusPlus,
     "l2_anchor": L2Anchor,

@@ -22,8 +22,7 @@ class SlowLora(Replay):
 
     The average moves once after every task step, and after the rehearsal that follows the step: fast is what both made.
     Training goes on with the fast adapter; slow lives on through all tasks. SuRe also keeps the rows that surprise the
-    model most (highest NLL); that is a memory policy which needs the model and is not part of this method: the
-    configuration's memory is used.
+    model most: `memory.policy: surprise`.
 
     Attributes:
         decay: β, of the slow adapter.

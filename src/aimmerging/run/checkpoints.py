@@ -1,6 +1,7 @@
 """What is kept of the stage that is being learned, so that a killed run loses minutes and not a task.
 
     RUN/working/02-topics/before/        scores from before the training
+    RUN/working/02-topics/surprise/      losses of its rows from before the training, where the memory's policy asks
     RUN/working/02-topics/step-000200/   the trainer's state after a step; the last two are kept
     RUN/working/02-topics/learned/       the end of the training: what is scored and committed as the stage
 
@@ -27,7 +28,7 @@ from aimmerging.training import stopping
 from aimmerging.training.resume import FOLDER, capture
 
 KEPT = 2
-BEFORE, LEARNED = "before", "learned"
+BEFORE, SURPRISE, LEARNED = "before", "surprise", "learned"
 
 
 @dataclass(frozen=True, slots=True)

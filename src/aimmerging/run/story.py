@@ -85,6 +85,7 @@ def _learn_stage(
         steps = learning.updates(config, len(rows))
         warnings = messages.say_warnings(title, schedule.before_training(config.training, steps), progress)
         memory = learning.recall(past, loaded) if method.rehearses else learning.NO_MEMORY
+        surprise = learning.measure_surprise(config, loaded, method, tasks[0], working, ranks)
         with progress.bar(f"{config.method}: {title}", steps) as advance:
             tell = messages.step_reporter(title, advance, progress)
             trained = learning.train(
@@ -92,8 +93,7 @@ def _learn_stage(
             )
         warnings += messages.say_warnings(title, schedule.after_training(trained.events, trained.moved), progress)
         with adapter_active(loaded.model, trained.evaluated) as adapter:
-            with trained.costs.measure("memory"):
-                kept = learning.remember(config, loaded, tasks[0], ranks) if method.rehearses else None
+            kept = learning.remember(config, loaded, method, tasks[0], trained.costs, surprise, ranks)
             with trained.costs.measure("evaluation"):
                 scored = [*(EvaluationSet.saved(past) if every and not method.scored_alone else []), *sets]
                 predictions = scorer.predictions(scored)

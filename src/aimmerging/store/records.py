@@ -342,12 +342,13 @@ class Sparse(Record):
 
 
 class Memory(Sparse):
-    """memory.json: what is kept of a task; after a drop `rows` is 0 and `dropped_at` says when."""
+    """memory.json: the rows of a task, `own_answers` of them answered by the model; none after a drop, `dropped_at`."""
 
     task: str
     policy: str | None = None
     ratio: float | None = None
     train_rows: Count | None = None
+    own_answers: Count | None = None
     dropped: bool = False
     dropped_at: str | None = None
     rows: Count

@@ -173,8 +173,13 @@ def recall(
     """Rows and answer logits of the past tasks, by task; the method takes back what it carries.
 
     Raises:
-        ConfigError: answer logits are given beside those of the folder.
+        ConfigError: answer logits are given beside those of the folder, or the method wants answers of the model's own.
     """
+    if method.own_answers_from is not None:
+        raise ConfigError(
+            f"method {type(method).__name__} replays answers of the model itself that a task's metric rewarded, and a "
+            "Memory knows neither text nor metric; use `aimmerging run`, or give `memory` rows with such answers"
+        )
     if answers is not None:
         raise ConfigError("answers are given beside a Memory, which keeps its own; leave `answers` out")
     rows = training_rows(trainer)

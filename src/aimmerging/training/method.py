@@ -65,6 +65,14 @@ class Method:
         """Where a trainer rehearses whose RehearsalSettings do not say it, see `rehearsal.placement`."""
         return "interval"
 
+    @property
+    def own_answers_from(self) -> float | None:
+        """Least score, 0..1, at which the model's own answer replaces a memory row's when its task ends; None: never.
+
+        A run alone can do this: it has the task's metric and the rows as text.
+        """
+        return None
+
     def before_task(self, session: "Session") -> None:
         """Called when the task's first step is about to be taken; not again where an interrupted task goes on."""
 
