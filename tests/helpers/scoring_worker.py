@@ -16,7 +16,7 @@ from aimmerging import cli
 from aimmerging.config import resolve
 from aimmerging.data.tasks import Row, Task
 from aimmerging.methods import Replay
-from aimmerging.run import kept_logits, learning
+from aimmerging.run import kept_logits, learning, remembering
 from aimmerging.run.scoring import EvaluationSet, Scorer, points_of, save_predictions
 from aimmerging.training import stopping
 from aimmerging.training.costs import RunningCosts
@@ -74,12 +74,12 @@ def scored(base, out, ranks):
     with counted(loaded.model, rows):
         predictions = scorer.predictions(sets())
         task = Task("alpha", tuple(numbered("alpha", 12)), (), (), "exact_match", "none")
-        kept = learning.remember(config, loaded, Replay(), task, RunningCosts(), ranks=ranks)
+        kept = remembering.remember(config, loaded, Replay(), task, RunningCosts(), ranks=ranks)
         check = kept_logits.largest_logits(loaded.model, loaded.codec, sets(), ranks)
     if ranks is None or ranks.is_main_process:
         out.mkdir()
         save_predictions(out / "predictions", sets(), predictions)
-        learning.write_memory(config, kept, out / "memory")
+        remembering.write_memory(config, kept, out / "memory")
         kept_logits.save(out, check)
     account = {"scores": points_of(predictions), "rows": dict(rows), "advanced": bars.advanced}
     return account | {"stopped": stopped(scorer, ranks)}

@@ -14,7 +14,7 @@ from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError
 from aimmerging.methods import build
 from aimmerging.methods.on_policy_replay import OnPolicyReplay
-from aimmerging.run import generation, learning
+from aimmerging.run import generation, learning, remembering
 from aimmerging.run.sources import task_stream
 from aimmerging.run.start import run
 from aimmerging.store import records
@@ -30,7 +30,7 @@ TASKS = ("alpha", "beta")
 def test_a_rewarded_answer_takes_the_place_of_the_rows_and_nothing_else_changes(found, least):
     rows = [Row(str(place), f"question {place}", "given") for place in range(len(found))]
     answered = [Prediction(id="", prediction=text, reference="given", score=score) for text, score in found]
-    changed, own = learning.with_own_answers(rows, answered, least)
+    changed, own = remembering.with_own_answers(rows, answered, least)
     assert [replace(row, output="given") for row in changed] == rows
     assert [row.output == "own" for row in changed] == [text == "own" and score >= least for text, score in found]
     assert own == sum(row.output == "own" for row in changed)
@@ -93,7 +93,7 @@ def test_where_no_answer_is_right_it_is_replay(files, tiny_t5, tmp_path, monkeyp
     def wrong(model, codec, rows, metric, **_):
         return [Prediction(id=row.id, prediction="wrong", reference=row.output, score=0.0) for row in rows]
 
-    monkeypatch.setattr(learning, "evaluate", wrong)
+    monkeypatch.setattr(remembering, "evaluate", wrong)
     found = []
     for method in ("on_policy_replay", "replay"):
         stage = RunDirectory.open(run(config(tiny_t5, method), tmp_path / method, base=files)).stages[-1]

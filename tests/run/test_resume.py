@@ -19,7 +19,7 @@ from aimmerging import Aim, ContinualTrainer, Method, RehearsalSettings, Replay
 from aimmerging.config import resolve
 from aimmerging.errors import AimmergingError, ConfigError, NumberError, RunDirectoryError
 from aimmerging.methods import METHODS
-from aimmerging.run import checkpoints, generation, learning
+from aimmerging.run import checkpoints, generation, learning, remembering
 from aimmerging.run.start import run
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training import stopping
@@ -89,7 +89,7 @@ def test_a_method_goes_on_within_a_task_and_does_not_begin_it_again(name, files,
     ("kind", "name", "number"),
     [
         (generation, "answers", 4),
-        (learning, "remember", 1),
+        (remembering, "remember", 1),
         (Session, "_memory_backward", 3),
         (checkpoints, "save_state", 3),
     ],
@@ -159,7 +159,7 @@ def signal_at(monkeypatch, kind, name, number, sent):
         (ContinualTrainer, "finish_step", 3, signal.SIGTERM, "stopped at alpha: kept up to step 3"),
         (ContinualTrainer, "finish_step", 6, signal.SIGTERM, "stopped at alpha: the training is done and kept"),
         (Session, "_memory_backward", 2, signal.SIGTERM, "stopped at beta: "),
-        (learning, "remember", 1, signal.SIGTERM, "stopped at alpha: the training is done and kept"),
+        (remembering, "remember", 1, signal.SIGTERM, "stopped at alpha: the training is done and kept"),
         (generation, "answers", 1, signal.SIGINT, "stopped at alpha: no step of it is kept"),
     ],
 )

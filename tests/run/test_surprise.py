@@ -10,7 +10,7 @@ from short_runs import settings, task_files, write_rows
 from aimmerging import Memory
 from aimmerging.config import resolve
 from aimmerging.errors import ConfigError
-from aimmerging.run import learning
+from aimmerging.run import learning, remembering
 from aimmerging.run.sources import task_stream
 from aimmerging.run.start import run
 from aimmerging.store import records
@@ -86,7 +86,7 @@ def test_a_stage_that_goes_on_does_not_measure_again(files, tiny_t5, tmp_path, m
         measured.append(1)
         return measure(*args, **kwargs)
 
-    monkeypatch.setattr(learning, "row_losses", noted)
+    monkeypatch.setattr(remembering, "row_losses", noted)
     with monkeypatch.context() as patch:
         patch.setattr(learning._StepDone, "on_step_end", kill)
         with pytest.raises(RuntimeError, match="killed"):
@@ -99,7 +99,7 @@ def test_a_stage_that_goes_on_does_not_measure_again(files, tiny_t5, tmp_path, m
 
 
 def test_without_rehearsal_nothing_is_measured(files, tiny_t5, tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "row_losses", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(remembering, "row_losses", lambda *_, **__: pytest.fail("measured"))
     run(config(tiny_t5, "sequential"), tmp_path / "run", base=files)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task
-from aimmerging.run import gating, general, learning, messages, preparation, recovery, schedule, scoring
+from aimmerging.run import gating, general, learning, messages, preparation, recovery, remembering, schedule, scoring
 from aimmerging.run.kept_logits import largest_logits
 from aimmerging.run.preparation import Setting, Todo
 from aimmerging.run.scoring import EvaluationSet, Scorer
@@ -85,7 +85,7 @@ def _learn_stage(
         steps = learning.updates(config, len(rows))
         warnings = messages.say_warnings(title, schedule.before_training(config.training, steps), progress)
         memory = learning.recall(past, loaded) if method.rehearses else learning.NO_MEMORY
-        surprise = learning.measure_surprise(config, loaded, method, tasks[0], working, ranks)
+        surprise = remembering.measure_surprise(config, loaded, method, tasks[0], working, ranks)
         with progress.bar(f"{config.method}: {title}", steps) as advance:
             tell = messages.step_reporter(title, advance, progress)
             trained = learning.train(
@@ -93,7 +93,7 @@ def _learn_stage(
             )
         warnings += messages.say_warnings(title, schedule.after_training(trained.events, trained.moved), progress)
         with adapter_active(loaded.model, trained.evaluated) as adapter:
-            kept = learning.remember(config, loaded, method, tasks[0], trained.costs, surprise, ranks)
+            kept = remembering.remember(config, loaded, method, tasks[0], trained.costs, surprise, ranks)
             with trained.costs.measure("evaluation"):
                 scored = [*(EvaluationSet.saved(past) if every and not method.scored_alone else []), *sets]
                 predictions = scorer.predictions(scored)
@@ -102,7 +102,7 @@ def _learn_stage(
             if not ranks.is_main_process:
                 return
             with run_directory.commit_stage(setting.out, index, title) as folder:
-                count = learning.write_memory(config, kept, folder / "memory") if kept else None
+                count = remembering.write_memory(config, kept, folder / "memory") if kept else None
                 scoring.save_predictions(folder / "predictions", scored, predictions)
                 general.save_predictions(committed, folder, ability)
                 compared = general.compared(committed, past, folder)
