@@ -20,7 +20,7 @@ def loss_at(session, values, number):
     sizes = {task: len(rows) for task, rows in features.items()}
     total, tokens = 0.0, 0
     for ref in memory.draw(sizes, session.settings.batch_size, session.settings.seed, number):
-        batch = session._prepared([features[ref.task][ref.row]])
+        batch = session.prepared([features[ref.task][ref.row]])
         logits, labels = session.logits_with(values, batch).double(), batch["labels"]
         if session.shift:
             logits, labels = logits[:, :-1], labels[:, 1:]

@@ -139,7 +139,7 @@ def test_example_gradients_add_up_to_the_batchs(tiny_t5, tmp_path):
     def look(session):
         rows = session.trainer.train_dataset
         found["each"] = list(session.example_gradients(len(rows)))
-        batch = session._prepared(rows)
+        batch = session.prepared(rows)
         model = session.model.eval()
         logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
         labels = batch["labels"]
@@ -155,7 +155,7 @@ def test_logits_with_other_values_leave_the_adapter_alone(tiny_t5, tmp_path):
     found = {}
 
     def look(session):
-        batch = session._prepared(session.trainer.train_dataset[:3])
+        batch = session.prepared(session.trainer.train_dataset[:3])
         session.model.eval()
         own = session.model(**batch).logits
         session.model.train()

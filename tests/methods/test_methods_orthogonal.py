@@ -26,7 +26,7 @@ def folder(request, kind):
 
 def logits(trainer):
     session = trainer.session
-    batch = session._prepared(trainer.train_dataset[:3])
+    batch = session.prepared(trainer.train_dataset[:3])
     with torch.no_grad():
         return session.model.eval()(**batch).logits
 

@@ -29,7 +29,7 @@ class Watch(Sequential):
     def before_step(self, session):
         if session.step == 0:
             gradients = [value.grad for value in session.adapter]
-            self.look(session, session._prepared(session.trainer.train_dataset[:3]))
+            self.look(session, session.prepared(session.trainer.train_dataset[:3]))
             for value, gradient in zip(session.adapter, gradients, strict=True):
                 value.grad = gradient
 
@@ -41,7 +41,7 @@ def look(folder, out, call, **options):
 def logits(session):
     """On some of the task's rows, without dropout."""
     with torch.no_grad():
-        return session.model.eval()(**session._prepared(session.trainer.train_dataset[:8])).logits
+        return session.model.eval()(**session.prepared(session.trainer.train_dataset[:8])).logits
 
 
 def anchored(method, session, shift):
@@ -156,7 +156,7 @@ def test_fisher_is_what_one_backward_pass_a_row_gives(kind, request, tmp_path):
         session.model.eval()
         rows, total = session.trainer.train_dataset, [torch.zeros_like(value) for value in session.adapter]
         for place in range(5):
-            row = session._prepared([rows[place * len(rows) // 5]])
+            row = session.prepared([rows[place * len(rows) // 5]])
             session.model.zero_grad()
             tokens = session.answer_tokens(row["labels"])
             (session.model(**row).loss * tokens).backward()  # transformers' loss is the mean over the answer

@@ -60,7 +60,7 @@ def mean_loss(session, batch):
 def memory_batch(session, number=0):
     """Draw `number`, prepared, and where its rows lie."""
     refs = memory.draw(session.sizes, session.settings.batch_size, session.settings.seed, number)
-    return session._prepared([session.features[ref.task][ref.row] for ref in refs]), refs
+    return session.prepared([session.features[ref.task][ref.row] for ref in refs]), refs
 
 
 def gradients_of(session, loss):

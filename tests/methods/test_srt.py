@@ -121,7 +121,7 @@ class Noted(SRT):
 
 
 def mean_loss(session, refs):
-    return session.model(**session._prepared([session.features[ref.task][ref.row] for ref in refs])).loss
+    return session.model(**session.prepared([session.features[ref.task][ref.row] for ref in refs])).loss
 
 
 @torch.no_grad()

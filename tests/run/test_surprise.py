@@ -75,7 +75,7 @@ def test_a_run_keeps_the_rows_that_the_stage_before_predicted_worst(kind, reques
 def test_a_stage_that_goes_on_does_not_measure_again(files, tiny_t5, tmp_path, monkeypatch):
     asked = config(tiny_t5, checkpoint={"every_steps": 2})
     whole = run(asked, tmp_path / "whole", base=files)
-    step_done, measure, measured = learning._StepDone.on_step_end, learning.row_losses, []
+    step_done, measure, measured = learning._StepDone.on_step_end, remembering.row_losses, []
 
     def kill(self, args, state, control, **kwargs):
         step_done(self, args, state, control, **kwargs)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from aimmerging.core.memory import MemoryRef
 from aimmerging.errors import ConfigError
 
 Length = tuple[int, int]
@@ -23,6 +24,18 @@ GROUPS_A_STEP = 4
 def length(row: Mapping[str, Any]) -> Length:
     """Tokens of a row's `input_ids` and, where two rows have as many, of its `labels`: rows are sorted by it."""
     return len(row["input_ids"]), len(row.get("labels", ()))
+
+
+def from_short_to_long(
+    refs: Sequence[MemoryRef], features: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[MemoryRef]:
+    """Memory rows in the order that a task's step has its rows in.
+
+    Args:
+        refs: of the rows.
+        features: tokenised rows by task.
+    """
+    return sorted(refs, key=lambda ref: length(features[ref.task][ref.row]))
 
 
 def epoch_order(lengths: Sequence[Length], step: int, window: int, key: str) -> list[int]:

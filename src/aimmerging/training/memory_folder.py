@@ -156,7 +156,7 @@ def logits_of(session: Any, rows: Sequence[Feature], k: int) -> list[AnswerLogit
     model, was_training = session.model, session.model.training
 
     def of(places: list[int]) -> list[AnswerLogits]:
-        batch = session._prepared([rows[place] for place in places])
+        batch = session.prepared([rows[place] for place in places])
         with session.trainer.compute_loss_context_manager():
             logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
         return answer_logits(logits, batch["labels"], k, shift=session.shift)

@@ -25,6 +25,7 @@ from aimmerging.core.share import Drift
 from aimmerging.core.signals import row_losses, token_losses
 from aimmerging.errors import ConfigError
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
+from aimmerging.training.length_batches import from_short_to_long
 from aimmerging.training.method import Method
 from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
@@ -169,11 +170,14 @@ class StepRehearsal:
         if not self.active:
             return
         self.drawn = session.own(memory.draw_places(session.sizes, self._places(), settings.seed))
-        rows = session.by_length(self.drawn)
+        rows = self._by_length(self.drawn)
         ends = [len(rows) * place // micro_batches for place in range(micro_batches + 1)]
         self.parts = [rows[start:end] for start, end in pairwise(ends)]
         reads = _reads_gradients(session.trainer.method)
         self.apart = settings.computation == "apart" or not self.joint or reads or self._measurement_due
+
+    def _by_length(self, refs: Sequence[MemoryRef]) -> list[MemoryRef]:
+        return from_short_to_long(refs, self.session.features) if self.settings.length_window else list(refs)
 
     def _places(self) -> range:
         """Of the step's memory rows in the sequence of draws."""
@@ -197,7 +201,7 @@ class StepRehearsal:
             return batches
         found = list(islice(batches, len(self.parts)))
         sizes = [len(batch["input_ids"]) for batch in found]
-        refs = self.session.by_length(self.drawn[: max(sum(sizes) - 1, 0)])
+        refs = self._by_length(self.drawn[: max(sum(sizes) - 1, 0)])
         taken = dict(zip(memory.even_places(sum(sizes), len(refs), self.session.step), refs, strict=True))
         steps = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
         self.parts = [[taken[place] for place in step if place in taken] for step in steps]

@@ -25,7 +25,7 @@ from aimmerging.training import guard, stopping
 from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
-from aimmerging.training.length_batches import length
+from aimmerging.training.length_batches import from_short_to_long
 from aimmerging.training.models import adapter_state, set_adapter_state
 from aimmerging.training.rehearsal import (
     StepRehearsal,
@@ -192,8 +192,7 @@ class Session:
             was_training = model.training
             model.eval()
             total = TokenLoss(0.0, 0.0)
-            refs = self._draw(rows, self.settings.seed + 1, number)
-            for batch, _ in self._micro_batches(refs):
+            for batch, _ in self._micro_batches(self._draw(rows, self.settings.seed + 1, number)):
                 labels = batch.pop("labels")
                 with self.trainer.compute_loss_context_manager():
                     logits = model(**batch).logits
@@ -280,7 +279,7 @@ class Session:
         was_training = trainer.model.training
         trainer.model.eval()
         for place in range(min(count, len(rows))):
-            batch = self._prepared([rows[place * len(rows) // min(count, len(rows))]])
+            batch = self.prepared([rows[place * len(rows) // min(count, len(rows))]])
             labels = batch.pop("labels")
             with trainer.compute_loss_context_manager():
                 logits = self.model(**batch).logits
@@ -395,20 +394,15 @@ class Session:
         self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
     ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits | None]]]:
         """This rank's rows of a draw, collated and on the device, with their stored logits as :meth:`collated`."""
-        size, mine = self.settings.micro_batch_size, self.by_length(self.own(refs), features)
+        size, mine = self.settings.micro_batch_size, self.own(refs)
+        if self.settings.length_window:
+            mine = from_short_to_long(mine, features or self.features)
         for start in range(0, len(mine), size):
             yield self.collated(mine[start : start + size], features)
 
     def own(self, refs: Sequence[memory.MemoryRef]) -> list[memory.MemoryRef]:
         """This process's rows of a draw."""
         return list(refs[self.trainer.accelerator.process_index :: self.world])
-
-    def by_length(
-        self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[memory.MemoryRef]:
-        """The rows from short to long, as those of a task's step are; with `length_window: 0` as they come."""
-        rows = features or self.features
-        return sorted(refs, key=lambda ref: length(rows[ref.task][ref.row]) if self.settings.length_window else 0)
 
     def collated(
         self,
@@ -422,14 +416,13 @@ class Session:
         Args:
             refs: the rows.
             features: in place of the memory's.
-            narrow: False leaves the positions of the prompt in and counts no padding, for rows that are joined with
-                others first.
+            narrow: False leaves the prompt's positions in and counts nothing, for rows that join others first.
         """
         features = features or self.features
-        batch = self._prepared([features[ref.task][ref.row] for ref in refs], narrow=narrow)
+        batch = self.prepared([features[ref.task][ref.row] for ref in refs], narrow=narrow)
         return batch, [self.answers[ref.task][ref.row] if ref.task in self.answers else None for ref in refs]
 
-    def _prepared(self, rows: Sequence[Mapping[str, Any]], *, narrow: bool = True) -> dict[str, Tensor]:
+    def prepared(self, rows: Sequence[Mapping[str, Any]], *, narrow: bool = True) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""
         collated = self.trainer.data_collator(rows)
         if narrow:
@@ -440,7 +433,7 @@ class Session:
         return self.narrowed(batch) if narrow else dict(batch)
 
     def count(self, batch: Mapping[str, Any]) -> None:
-        """Add the tokens and the padding of a batch as it goes through the model to what the step has cost."""
+        """Add a batch's tokens and padding, as they go through the model, to the step's costs."""
         self.uncounted.append(Positions.of(batch, decoder=not self.shift))
 
     def narrowed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
