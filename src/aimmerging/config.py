@@ -265,8 +265,8 @@ looks at the same stratified rows every time, which takes the draw's noise out o
 
 AIM_VALUES: dict[str, Any] = {"rehearsal": {"placement": "step"}, "controller": asdict(AIM_DEFAULT)}
 """Over those of `default` for the method `aim`, unless `rehearsal.placement: interval` asks for merges. Departures,
-with their tables in docs/evidence.md: where rehearsal is scarce, the same memory rows keep far more inside the task's
-steps than in steps of their own; a merge on top has shown no gain."""
+with their tables in docs/evidence.md: the same memory rows keep more inside the task's steps than in steps of their
+own, most of all where rehearsal is scarce; a merge on top has shown no gain."""
 
 
 def resolve(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
