@@ -34,7 +34,7 @@ class Line(NamedTuple):
 
 LINES = {
     "aim": Line("default: inside the step", "#b3541e", inside=True),
-    "within": Line("default in plain LoRA's rows", "#d98a4b", inside=True),
+    "within": Line("default, as many rows as plain LoRA", "#d98a4b", inside=True),
     "aim-merging": Line("inside the step, with merges", "#2f6f4f", inside=True),
     "mixed_replay": Line("mixed replay", "#3b6ea8", inside=True),
     "replay": Line("replay, steps of its own", "#4c5a6b"),
