@@ -135,7 +135,7 @@ class SRT(Method):
             rows[ref.row] = reviewed(rows[ref.row], quality(loss, self.thresholds), self.steps)
 
     def after_step(self, session: "Session") -> None:
-        """Time passes."""
+        """Count the step, in which intervals are measured."""
         self.steps += 1
 
     def restore(self, state: dict[str, Any]) -> None:
