@@ -17,7 +17,7 @@ import aimmerging
 
 SOURCES = sorted(Path(aimmerging.__file__).parent.rglob("*.py"))
 SCRIPT = "<script>alert(1)</script>"
-TEXTS = (SCRIPT, "</script><img src=x onerror=alert(2)>", "{{ 7 * 7 }}", "javascript:alert(3)",
+TEXTS = (SCRIPT, "</script><img src=x onerror=alert(2)>", "{{ 7654321 * 7 }}", "javascript:alert(3)",
          '"><svg onload=alert(4)>', "&lt;b&gt;", "<!--", "]]>", "'\"`", "\u202egnp.exe", "\x1b[2J")  # fmt: skip
 
 
@@ -65,8 +65,8 @@ def test_hostile_rows_and_names_are_text_in_the_report(trained):
     assert "img" not in names
     assert not [attributes for _, attributes in page.tags if any(key.startswith("on") for key in attributes)]
     assert "<script>alert(1)" in page.text
-    assert "7 * 7" in page.text
-    assert "49" not in re.findall(r"\b49\b", page.text)
+    assert "7654321 * 7" in page.text
+    assert str(7654321 * 7) not in page.text  # a product that no count, time or digest of the page can be
     scripts = [attributes for tag, attributes in page.tags if tag == "script"]
     assert all("src" not in attributes for attributes in scripts)
     assert sum(attributes.get("type") != "application/json" for attributes in scripts) == 2  # plotly's and ours
