@@ -179,6 +179,27 @@ def test_der_plus_plus_refuses_a_memory_without_logits(tiny_t5, tmp_path):
         build(resolve({**values, "memory": {"stored_logits": 0}}))
 
 
+def single_logits(base):
+    """The stored logits cut to the largest one a token."""
+    return {
+        task: [row._replace(values=row.values[:, :1], indices=row.indices[:, :1]) for row in rows]
+        for task, rows in stored(base).items()
+    }
+
+
+@pytest.mark.parametrize("placement", ["interval", "step"])
+def test_one_stored_logit_a_token_is_refused_before_the_first_step(tiny_t5, tmp_path, placement):
+    """Renormalised, one entry is 1 for every model: the distance would always be 0 and nothing would say so."""
+    settings = RehearsalSettings(batch_size=4, micro_batch_size=4, placement=placement, distillation_weight=1.0)
+    with pytest.raises(ConfigError, match=r"^distillation_weight above 0 .* rows of one, two have one a token"):
+        continual(tiny_t5, tmp_path, Replay(HALF), answers=single_logits(tiny_t5), settings=settings).train()
+
+
+def test_der_plus_plus_refuses_one_stored_logit_a_token(tiny_t5, tmp_path):
+    with pytest.raises(ConfigError, match=r"^DER\+\+ compares .* rows of one, two have one a token"):
+        continual(tiny_t5, tmp_path, DerPlusPlus(), answers=single_logits(tiny_t5)).train()
+
+
 def fake_session(gradients, reference):
     return SimpleNamespace(
         has_memory=True, gradients=gradients, memory_gradients=lambda: reference, sum_over_shards=lambda value: value

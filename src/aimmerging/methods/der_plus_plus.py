@@ -7,6 +7,7 @@ from pydantic import Field
 
 from aimmerging.errors import ConfigError
 from aimmerging.training.method import About, Method
+from aimmerging.training.rehearsal import check_logits_compare
 from aimmerging.training.rehearsal_settings import RehearsalLoss
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class DerPlusPlus(Method):
         """Refuse a memory without logits, which would be plain replay.
 
         Raises:
-            ConfigError: a past task has rows and no stored logits.
+            ConfigError: a past task has rows and no stored logits, or one a token.
         """
         bare = [task for task, rows in session.sizes.items() if rows and task not in session.answers]
         if bare:
@@ -48,6 +49,7 @@ class DerPlusPlus(Method):
                 f"DER++ needs the stored answer logits of all memory rows, and those of {', '.join(bare)} have none; "
                 "set memory.stored_logits above 0 from the first task on (in Python: pass `answers`)"
             )
+        check_logits_compare(session, "DER++")
 
     def before_step(self, session: "Session") -> None:
         """Add the memory's gradient."""

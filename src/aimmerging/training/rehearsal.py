@@ -141,6 +141,8 @@ class StepRehearsal:
             )
         if self.active and isinstance(self.settings.share, tuple):
             check_losses_kept(self.session, "a share between two bounds is set")
+        if self.settings.distillation_weight:
+            check_logits_compare(self.session, "distillation_weight above 0")
 
     @property
     def settings(self) -> RehearsalSettings:
@@ -402,6 +404,25 @@ def check_losses_kept(session: "Session", use: str) -> None:
             f"{use} by the loss that is kept beside each memory row, and rows of {', '.join(bare)} have none; set "
             "memory.stored_logits above 0 from the first task on (in Python: pass `answers`), or do without that loss: "
             "set rehearsal.placement to interval, or rehearsal.share to one number"
+        )
+
+
+def check_logits_compare(session: "Session", use: str) -> None:
+    """Refuse stored logits of one entry a token: renormalised it is 1 for every model, so the KL is always 0.
+
+    Args:
+        session: with the rows.
+        use: what compares the logits, as the beginning of a sentence.
+
+    Raises:
+        ConfigError: naming the tasks.
+    """
+    single = [task for task, rows in session.answers.items() if any(row.values.shape[1] == 1 for row in rows)]
+    if single:
+        raise ConfigError(
+            f"{use} compares the stored logits of each answer token with one another, and memory rows of "
+            f"{', '.join(single)} have one a token; learn those tasks with memory.stored_logits of 2 or more, such as "
+            "32, or do without that loss"
         )
 
 
