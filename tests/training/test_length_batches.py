@@ -1,7 +1,7 @@
 """Batches of similar length: an epoch's rows stay the same, the order is the seed's, resume exact, padding counted."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import islice, pairwise, product
 from random import Random
 
 import pytest
@@ -19,7 +19,7 @@ from aimmerging.store import run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.costs import Positions
 from aimmerging.training.encoding import Collator
-from aimmerging.training.length_batches import epoch_order
+from aimmerging.training.length_batches import epoch_order, spread
 
 BASES = ["tiny_t5", "tiny_llama"]
 SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 9)), max_size=70)
@@ -150,29 +150,89 @@ def test_positions_are_counted_as_the_batches_have_them(request, tmp_path, base)
     assert (costs.tokens, costs.padding) == (tokens, total - tokens)
 
 
+def positions(parts, shapes):
+    """Of the joint micro-batches of a step: task batches by shape, memory rows by length."""
+    joint = [(rows + len(part), max([width, *part])) for part, (rows, width) in zip(parts, shapes, strict=True)]
+    return sum(rows * width for rows, width in joint)
+
+
+def even(lengths, counts):
+    """Memory rows from short to long, so many in each micro-batch."""
+    turns = iter(sorted(lengths))
+    return [list(islice(turns, count)) for count in counts]
+
+
+def spread_lengths(lengths, shapes, most=10**9):
+    rows, widths = zip(*shapes, strict=True)
+    return [[lengths[place] for place in part] for part in spread(lengths, rows, widths, most)]
+
+
+@given(
+    st.lists(st.integers(1, 60), max_size=12),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(1, 60)), min_size=1, max_size=5),
+    st.integers(0, 500),
+)
+def test_every_memory_row_joins_one_micro_batch_and_all_that_have_room_stay_within_the_bound(lengths, shapes, most):
+    rows, widths = zip(*shapes, strict=True)
+    parts = spread(lengths, rows, widths, most)
+    assert sorted(place for part in parts for place in part) == list(range(len(lengths)))
+    joint = [
+        (size + len(part), max([width, *(lengths[place] for place in part)]))
+        for size, width, part in zip(rows, widths, parts, strict=True)
+    ]
+    for part, (size, width) in zip(parts, joint, strict=True):
+        if part and size * width > most:  # then its last row, the shortest one, had room nowhere else
+            last = lengths[part[0]]
+            others = [other for other in joint if other != (size, width)]
+            assert all((other + 1) * max(wide, last) > most for other, wide in others)
+
+
+def test_memory_rows_are_spread_nearly_as_well_as_the_best_of_all_ways():
+    rng, total, least, evenly = Random(0), 0, 0, 0
+    for _ in range(60):
+        lengths = [rng.randint(10, 170) for _ in range(4)]
+        shapes = [(4, width) for width in sorted(rng.randint(10, 170) for _ in range(3))]
+        ways = [
+            [[length for length, into in zip(lengths, way, strict=True) if into == part] for part in range(3)]
+            for way in product(range(3), repeat=4)
+        ]
+        total += positions(spread_lengths(lengths, shapes), shapes)
+        least += min(positions(way, shapes) for way in ways)
+        evenly += positions(even(lengths, [2, 1, 1]), shapes)
+    assert total < 1.01 * least
+    assert least < 0.95 * evenly
+
+
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("budget", ["extra", "within"])
 def test_memory_rows_join_task_rows_of_their_length_and_are_counted_with_their_padding(request, tmp_path, base, budget):
-    folder, passed, parts = request.getfixturevalue(base), [], []
+    folder, passed, steps = request.getfixturevalue(base), [], []
 
     class Watching(Noting):
         def get_batch_samples(self, *args, **kwargs):
-            found = super().get_batch_samples(*args, **kwargs)
+            found, items = super().get_batch_samples(*args, **kwargs)
             features = self.session.features
             drawn = [[features[ref.task][ref.row] for ref in part] for part in self.session.in_step.parts]
-            parts.append([[len(row["input_ids"]) for row in part] for part in drawn])
-            return found
+            lengths = [[len(row["input_ids"]) for row in part] for part in drawn]
+            steps.append((lengths, [tuple(batch["input_ids"].shape) for batch in found]))
+            return found, items
 
-    settings = RehearsalSettings(8, 2, placement="step", share=0.75, budget=budget, length_window=2)
-    steps = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 3}
-    made = trainer(folder, tmp_path, 2, method=Replay(), memory=12, settings=settings, kind=Watching, **steps)
+    settings = RehearsalSettings(8, 2, placement="step", share=0.25, budget=budget, length_window=2)
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 9}
+    made = trainer(folder, tmp_path, 2, method=Replay(), memory=12, settings=settings, kind=Watching, **sizes)
     inner = made.model.get_base_model()
     inner.register_forward_pre_hook(lambda *given: passed.append(given[2]), with_kwargs=True)
     made.train()
-    assert all(sum(map(len, step)) == 6 for step in parts)
-    joined = [[length for part in step for length in part] for step in parts]
-    assert joined == [sorted(step) for step in joined]
-    assert all(len(set(step)) > 1 for step in joined)
+    whole = [(parts, shapes) for parts, shapes in steps if len(shapes) == 4]
+    assert len(whole) > 6
+    assert all(sum(map(len, parts)) == 2 for parts, _ in whole)
+    assert all(part == sorted(part) for parts, _ in whole for part in parts)
+    total = evenly = 0
+    for parts, shapes in whole:
+        counts = [0, 1, 0, 1] if budget == "extra" else [2 - rows for rows, _ in shapes]
+        total += positions(parts, shapes)
+        evenly += positions(even([length for part in parts for length in part], counts), shapes)
+    assert total < evenly
     if base == "tiny_llama":
         total = sum(batch["input_ids"].numel() for batch in passed)
         held = sum(int(batch["attention_mask"].sum()) for batch in passed)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from aimmerging.core.share import Drift
 from aimmerging.core.signals import row_losses, token_losses
 from aimmerging.errors import ConfigError
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
-from aimmerging.training.length_batches import from_short_to_long
+from aimmerging.training.length_batches import spread
 from aimmerging.training.method import Method
 from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
@@ -97,8 +97,8 @@ class StepRehearsal:
         measured: step before which `norm_ratio` was last measured; None before.
         joint: whether the trainer's loss leaves the model's logits, with their gradients, to a joint computation.
         apart: whether the step computes the gradients apart.
-        drawn: this process's rows.
-        parts: the same by micro-batch.
+        longest: tokens of the longest memory row.
+        parts: this process's rows by micro-batch.
         unlabelled: micro-batches of this process all of whose task rows gave way.
         waiting: the same as batches, those that are still to come; None where a micro-batch has none.
         rows: memory rows of the step, over all processes.
@@ -117,7 +117,7 @@ class StepRehearsal:
     measured: int | None = None
     joint: bool = True
     apart: bool = False
-    drawn: list[MemoryRef] = field(default_factory=list)
+    longest: int = 0
     parts: list[list[MemoryRef]] = field(default_factory=list)
     unlabelled: int = 0
     waiting: list[MemoryBatch | None] = field(default_factory=list)
@@ -141,6 +141,8 @@ class StepRehearsal:
             )
         if self.active and isinstance(self.settings.share, tuple):
             check_losses_kept(self.session, "a share between two bounds is set")
+        if self.active:
+            self.longest = max(len(row["input_ids"]) for row in chain.from_iterable(self.session.features.values()))
         if self.settings.distillation_weight:
             check_logits_compare(self.session, "distillation_weight above 0")
 
@@ -161,25 +163,61 @@ class StepRehearsal:
 
     # --- before the step ---------------------------------------------------------------------------------------------
 
-    def begin(self, micro_batches: int) -> None:
-        """Choose the coming step's rows, a function of seed and step, and spread them over its micro-batches.
+    def begin(self, batches: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+        """Choose the coming step's memory rows, a function of seed and step, and the micro-batches that they join.
 
-        Long rows join long ones: a step's micro-batches go from short to long where `length_window` sorts them.
+        With the budget `within` they take the places of task rows. The places are spread evenly over the step's rows
+        and change from step to step. They do not depend on how the step is split into micro-batches. One task row
+        always stays. If the step is too short for all memory rows, as an epoch's last step may be, the others wait for
+        their next turn. A micro-batch that loses every task row keeps one without its labels, because the model needs a
+        row to compute on.
+
+        Args:
+            batches: the rest of the epoch's micro-batches of the task.
+            count: how many a whole step has.
+
+        Returns:
+            the same, without the task rows that gave way.
         """
-        session, settings = self.session, self.settings
         self.apart, self.parts, self.waiting, self.rows, self.tokens = False, [], [], 0, 0.0
         self.loss, self.joint_loss, self.drifts, self.unlabelled = 0.0, 0.0, [], 0
         if not self.active:
-            return
-        self.drawn = session.own(memory.draw_places(session.sizes, self._places(), settings.seed))
-        rows = self._by_length(self.drawn)
-        ends = [len(rows) * place // micro_batches for place in range(micro_batches + 1)]
-        self.parts = [rows[start:end] for start, end in pairwise(ends)]
-        reads = _reads_gradients(session.trainer.method)
-        self.apart = settings.computation == "apart" or not self.joint or reads or self._measurement_due
+            return batches
+        refs = self.session.own(memory.draw_places(self.session.sizes, self._places(), self.settings.seed))
+        found = list(islice(batches, count))
+        sizes = [len(batch["input_ids"]) for batch in found]
+        left = [list(range(size)) for size in sizes]
+        if self.settings.budget == "within":
+            refs = refs[: max(sum(sizes) - 1, 0)]
+            taken = set(memory.even_places(sum(sizes), len(refs), self.session.step))
+            steps = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+            left = [[row for row, place in enumerate(step) if place not in taken] for step in steps]
+            found = [_only_rows(batch, rows) for batch, rows in zip(found, left, strict=True)]
+            self.unlabelled = sum(not rows for rows in left)
+        self.parts = self._joining(refs, found, max(sizes, default=0))
+        reads = _reads_gradients(self.session.trainer.method)
+        self.apart = self.settings.computation == "apart" or not self.joint or reads or self._measurement_due
+        return iter(found)
 
-    def _by_length(self, refs: Sequence[MemoryRef]) -> list[MemoryRef]:
-        return from_short_to_long(refs, self.session.features) if self.settings.length_window else list(refs)
+    def _joining(
+        self, refs: Sequence[MemoryRef], found: Sequence[Mapping[str, Any]], size: int
+    ) -> list[list[MemoryRef]]:
+        """The memory rows by micro-batch; none gets more positions than the longest rows, spread evenly, would need.
+
+        Args:
+            refs: of the step's memory rows.
+            found: the step's micro-batches of the task.
+            size: rows of the largest one before any gave way.
+        """
+        if not found:
+            return []
+        features = self.session.features
+        lengths = [len(features[ref.task][ref.row]["input_ids"]) for ref in refs]
+        rows = [len(batch["input_ids"]) for batch in found]
+        widths = [batch["input_ids"].shape[1] for batch in found]
+        added = 0 if self.settings.budget == "within" else -(-len(refs) // len(found))
+        most = (size + added) * max([*widths, *lengths, self.longest])
+        return [[refs[place] for place in part] for part in spread(lengths, rows, widths, most)]
 
     def _places(self) -> range:
         """Of the step's memory rows in the sequence of draws."""
@@ -191,33 +229,11 @@ class StepRehearsal:
         first, self.learned = self.learned, self.learned + self.share * rows
         return range(int(first), int(self.learned))
 
-    def make_room(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The step's micro-batches of the task; with the budget `within`, memory rows take the places of task rows.
-
-        The places are spread evenly over the step's rows and change from step to step. They do not depend on how the
-        step is split into micro-batches. One task row always stays. If the step is too short for all memory rows, as
-        an epoch's last step may be, the others wait for their next turn. A micro-batch that loses every task row keeps
-        one without its labels, because the model needs a row to compute on.
-        """
-        if self.settings.budget == "extra" or not self.parts:
-            return batches
-        found = list(islice(batches, len(self.parts)))
-        sizes = [len(batch["input_ids"]) for batch in found]
-        refs = self._by_length(self.drawn[: max(sum(sizes) - 1, 0)])
-        taken = dict(zip(memory.even_places(sum(sizes), len(refs), self.session.step), refs, strict=True))
-        steps = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
-        self.parts = [[taken[place] for place in step if place in taken] for step in steps]
-        left = [[row for row, place in enumerate(step) if place not in taken] for step in steps]
-        self.unlabelled = sum(not rows for rows in left)
-        return iter([_only_rows(batch, rows) for batch, rows in zip(found, left, strict=True)])
-
-    def ready(self, micro_batches: int) -> None:
-        """Make batches of the rows and count them, once it is known how many micro-batches the step really has."""
+    def ready(self) -> None:
+        """Make batches of the rows and count them."""
         if not self.active:
             return
-        parts = self.parts[:micro_batches]
-        for part in self.parts[micro_batches:]:
-            parts[-1] = parts[-1] + part
+        parts = self.parts
         mine = [ref for part in parts for ref in part]
         if self.apart:
             size = self.settings.micro_batch_size

@@ -143,10 +143,9 @@ class ContinualMixin(TrainerHooks):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """As the trainer's, with the memory rows that the step learns beside its micro-batches."""
         rehearsal = self.session.in_step
-        rehearsal.begin(num_batches)
-        batches = rehearsal.make_room(epoch_iterator)
+        batches = rehearsal.begin(epoch_iterator, num_batches)
         found, items = super().get_batch_samples(batches, num_batches, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        rehearsal.ready(len(found))
+        rehearsal.ready()
         return found, items
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
