@@ -13,9 +13,11 @@ import platform
 import statistics
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,10 +27,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from aimmerging import ContinualTrainer, methods
 from aimmerging.config import resolve
 from aimmerging.run.learning import rehearsal_settings
+from aimmerging.training import guard
 from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import Positions
 from aimmerging.training.distillation import answer_logits
 from aimmerging.training.encoding import Collator
+from aimmerging.training.rehearsal import StepRehearsal
+from aimmerging.training.session import Session
+from aimmerging.training.trainer import ContinualMixin
 
 FEWER = {"controller": {"interval": 8, "rehearsal_steps": 2}}
 VARIANTS = {
@@ -87,6 +93,7 @@ class Measured:
         padding: of the last round.
         collated: tokens and padding of the last round from the collator, with task rows that gave their place up.
         peak_bytes: largest resident memory; None where the system does not tell.
+        bookkeeping: seconds of all rounds, see :class:`Bookkeeping`.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -96,6 +103,7 @@ class Measured:
     padding: int = 0
     collated: tuple[int, int] = (0, 0)
     peak_bytes: int | None = None
+    bookkeeping: float = 0.0
 
 
 def rows(count, work, seed, *, vocabulary, encoder_decoder):
@@ -157,6 +165,46 @@ def watch(model):
         base.get_output_embeddings().register_forward_hook(leaves),
     ]
     return counts, hooks
+
+
+class Bookkeeping:
+    """Seconds that are neither the model's, the optimizer's nor the loader's: controller, fusion, accounts.
+
+    It times what our trainer does around a step, without the forwards and backwards that it asks for there.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    around = (
+        (ContinualMixin, "finish_step"),
+        (StepRehearsal, "ready"),
+        (StepRehearsal, "add_apart"),
+        (guard, "check_step"),
+    )
+    model_work = ((Session, "probe"), (Session, "rehearse"))
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def timed(self, function, sign):
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += sign * (time.perf_counter() - start)
+
+        return call
+
+    @contextmanager
+    def watched(self):
+        """Count within the block."""
+        with ExitStack() as stack:
+            for sign, places in ((1, self.around), (-1, self.model_work)):
+                for owner, name in places:
+                    stack.enter_context(patch.object(owner, name, self.timed(getattr(owner, name), sign)))
+            yield self
 
 
 class Clock(TrainerCallback):
@@ -285,12 +333,14 @@ def measure(model, work, rounds, variants=tuple(VARIANTS)):
             for name in variants[turn:] + variants[:turn]:
                 counts, hooks = watch(model)
                 peak_memory(start=True)
-                trainer, clock, collator = one_round(name, model, start, work, data, folder, number)
+                with Bookkeeping().watched() as bookkeeping:
+                    trainer, clock, collator = one_round(name, model, start, work, data, folder, number)
                 peak = peak_memory(start=False)
                 for hook in hooks:
                     hook.remove()
                 result = found[name]
                 result.seconds += np.diff(clock.ends).tolist()
+                result.bookkeeping += bookkeeping.seconds
                 result.counts = counts
                 result.costs = trainer.session.costs.to_json() if isinstance(trainer, ContinualTrainer) else {}
                 held, total = (sum(part) for part in zip(*collator.seen, strict=True))
@@ -360,6 +410,7 @@ def summary(found, work):
             "tokens_per_second": result.tokens / (mean * work.steps),
             "padding_share": result.padding / (result.padding + result.tokens),
             "peak_bytes": result.peak_bytes,
+            "bookkeeping_share": result.bookkeeping / sum(result.seconds) if costs else None,
             "split": {part: value / total for part, value in spent.items()} if total else None,
             "counts": asdict(result.counts),
         }
@@ -413,6 +464,7 @@ def as_markdown(table):
         "of limit",
         "tokens/s",
         "padding",
+        "bookkeeping",
         "peak GB",
         "logits",
     )
@@ -425,6 +477,7 @@ def as_markdown(table):
             *("" if row[key] is None else f"{row[key]:.2f}" for key in ("of_sequential", "counted_limit", "of_limit")),
             f"{row['tokens_per_second']:.0f}",
             f"{100 * row['padding_share']:.0f} %",
+            "" if row["bookkeeping_share"] is None else f"{100 * row['bookkeeping_share']:.2f} %",
             "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}",
             str(row["counts"]["output_positions"]),
         ]

@@ -19,7 +19,8 @@ from aimmerging.store import run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.costs import Positions
 from aimmerging.training.encoding import Collator
-from aimmerging.training.length_batches import epoch_order, spread
+from aimmerging.training.joint_batches import spread
+from aimmerging.training.length_batches import epoch_order
 
 BASES = ["tiny_t5", "tiny_llama"]
 SIZES = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 9)), max_size=70)

@@ -34,7 +34,7 @@ from aimmerging.methods.srt import SRT
 from aimmerging.methods.tasl import TaSL
 from aimmerging.methods.wise_ft import WiseFT
 from aimmerging.training.method import About, Method
-from aimmerging.training.rehearsal import check_method
+from aimmerging.training.rehearsal_checks import check_method
 
 METHODS: dict[str, type[Method]] = {
     "sequential": Sequential,

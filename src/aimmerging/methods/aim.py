@@ -18,7 +18,7 @@ from aimmerging.core.controller import (
 from aimmerging.core.fusion import fuse_, snapshot
 from aimmerging.errors import ConfigError
 from aimmerging.training.method import About, Method
-from aimmerging.training.rehearsal import check_losses_kept
+from aimmerging.training.rehearsal_checks import check_losses_kept
 from aimmerging.training.weight_search import best_weight, candidate_losses
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from aimmerging.errors import ConfigError
 from aimmerging.training.method import About, Method
-from aimmerging.training.rehearsal import check_logits_compare
+from aimmerging.training.rehearsal_checks import check_logits_compare
 from aimmerging.training.rehearsal_settings import RehearsalLoss
 
 if TYPE_CHECKING:

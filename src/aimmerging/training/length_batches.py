@@ -38,39 +38,6 @@ def from_short_to_long(
     return sorted(refs, key=lambda ref: length(features[ref.task][ref.row]))
 
 
-def spread(lengths: Sequence[int], rows: Sequence[int], widths: Sequence[int], most: int) -> list[list[int]]:
-    """Which memory rows join which of a step's micro-batches, so that little of the joint ones is padding.
-
-    The longest row comes first. Each joins the micro-batch that it adds the fewest positions to, among those that stay
-    within `most`, so that no micro-batch needs more memory than it may.
-
-    Args:
-        lengths: of the memory rows, tokens.
-        rows: of the task in each micro-batch.
-        widths: of these micro-batches, tokens.
-        most: positions that a joint micro-batch should have at most; where no micro-batch has room, the one that
-            stays the smallest gets the row.
-
-    Returns:
-        places of memory rows by micro-batch, from short to long.
-    """
-    parts: list[list[int]] = [[] for _ in rows]
-    rows, widths = list(rows), list(widths)
-
-    def after(part: int, length: int) -> int:
-        return (rows[part] + 1) * max(widths[part], length)
-
-    for place in sorted(range(len(lengths)), key=lambda place: lengths[place], reverse=True):
-        length = lengths[place]
-        best = min(
-            range(len(rows)),
-            key=lambda part: (max(after(part, length), most), after(part, length) - rows[part] * widths[part], part),
-        )
-        parts[best].insert(0, place)
-        rows[best], widths[best] = rows[best] + 1, max(widths[best], length)
-    return parts
-
-
 def epoch_order(lengths: Sequence[Length], step: int, window: int, key: str) -> list[int]:
     """Places of all rows in the order they are learned in one epoch.
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from aimmerging.core.share import Drift
 from aimmerging.core.signals import row_losses, token_losses
 from aimmerging.errors import ConfigError
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
-from aimmerging.training.length_batches import spread
+from aimmerging.training.joint_batches import MemoryBatch, only_rows, spread
 from aimmerging.training.method import Method
+from aimmerging.training.rehearsal_checks import check_logits_compare, check_losses_kept
 from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
 if TYPE_CHECKING:
@@ -71,20 +72,6 @@ def rehearsal_moments(session: "Session") -> Iterator[None]:
 def _exchange_moments(session: "Session") -> None:
     optimizer = session.trainer.optimizer
     optimizer.state, session.own_moments = session.own_moments, optimizer.state
-
-
-class MemoryBatch(NamedTuple):
-    """Memory rows that are added to one of the task's micro-batches.
-
-    Attributes:
-        batch: as the model takes it, with its labels.
-        answers: their stored logits; None for a row that has none.
-        stored: their losses when they were stored; NaN where it is not known.
-    """
-
-    batch: dict[str, Tensor]
-    answers: list[AnswerLogits | None]
-    stored: list[float]
 
 
 @dataclass(slots=True)
@@ -192,7 +179,7 @@ class StepRehearsal:
             taken = set(memory.even_places(sum(sizes), len(refs), self.session.step))
             steps = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
             left = [[row for row, place in enumerate(step) if place not in taken] for step in steps]
-            found = [_only_rows(batch, rows) for batch, rows in zip(found, left, strict=True)]
+            found = [only_rows(batch, rows) for batch, rows in zip(found, left, strict=True)]
             self.unlabelled = sum(not rows for rows in left)
         self.parts = self._joining(refs, found, max(sizes, default=0))
         reads = _reads_gradients(self.session.trainer.method)
@@ -361,98 +348,6 @@ class StepRehearsal:
         """
         total, count = self.session.sum_over_ranks(float(sum(self.drifts)), len(self.drifts))
         return total / count if count else None
-
-
-def join(inputs: Mapping[str, Tensor], memory_batch: MemoryBatch, model: Any) -> dict[str, Tensor]:
-    """One batch of both, padded on the right.
-
-    Args:
-        inputs: of the task, with its labels.
-        memory_batch: below them.
-        model: for the decoder's inputs of an encoder-decoder model, which follow from labels.
-
-    Raises:
-        ConfigError: the two come with different fields.
-    """
-    inputs, other = dict(inputs), dict(memory_batch.batch)
-    if "decoder_input_ids" in other and "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
-    for batch in (inputs, other):
-        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
-    if inputs.keys() != other.keys():
-        raise ConfigError(
-            f"task rows come with {', '.join(sorted(inputs))} and memory rows with {', '.join(sorted(other))}, so they "
-            "cannot share a batch; give the memory the same fields, or set rehearsal.placement to interval"
-        )
-    return {name: _stacked(inputs[name], other[name], -100 if name == "labels" else 0) for name in inputs}
-
-
-def _only_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Some rows of a batch; where there are none, its first row without labels."""
-    part = {name: value[list(rows) or [0]] for name, value in batch.items()}
-    return part if rows else part | {"labels": torch.full_like(part["labels"], -100)}
-
-
-def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
-    """Rows of both, [rows, length], as wide as the wider one."""
-    width = max(above.shape[1], below.shape[1])
-    pad = torch.nn.functional.pad
-    return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in (above, below)])
-
-
-def check_losses_kept(session: "Session", use: str) -> None:
-    """Refuse memory rows without the loss that they had when they were stored.
-
-    Args:
-        session: with the rows.
-        use: what the losses are for, as the beginning of a sentence.
-
-    Raises:
-        ConfigError: naming the tasks.
-    """
-    bare = [
-        task
-        for task, rows in session.sizes.items()
-        if sum(math.isfinite(kept.loss) for kept in session.answers.get(task, ())) < rows
-    ]
-    if bare:
-        raise ConfigError(
-            f"{use} by the loss that is kept beside each memory row, and rows of {', '.join(bare)} have none; set "
-            "memory.stored_logits above 0 from the first task on (in Python: pass `answers`), or do without that loss: "
-            "set rehearsal.placement to interval, or rehearsal.share to one number"
-        )
-
-
-def check_logits_compare(session: "Session", use: str) -> None:
-    """Refuse stored logits of one entry a token: renormalised it is 1 for every model, so the KL is always 0.
-
-    Args:
-        session: with the rows.
-        use: what compares the logits, as the beginning of a sentence.
-
-    Raises:
-        ConfigError: naming the tasks.
-    """
-    single = [task for task, rows in session.answers.items() if any(row.values.shape[1] == 1 for row in rows)]
-    if single:
-        raise ConfigError(
-            f"{use} compares the stored logits of each answer token with one another, and memory rows of "
-            f"{', '.join(single)} have one a token; learn those tasks with memory.stored_logits of 2 or more, such as "
-            "32, or do without that loss"
-        )
-
-
-def check_method(method: type[Method], name: str, placement: str | None) -> None:
-    """Refuse a method that rehearsal inside the step has no meaning for.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    if placement == "step" and method.not_in_step:
-        raise ConfigError(
-            f"method {name!r} cannot rehearse inside the task's steps: {method.not_in_step}; set rehearsal.placement "
-            "to interval for it, or choose replay, aim, slow_lora or recurrent_kif"
-        )
 
 
 def _reads_gradients(method: Method) -> bool:

@@ -27,12 +27,8 @@ from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.length_batches import from_short_to_long
 from aimmerging.training.models import adapter_state, set_adapter_state
-from aimmerging.training.rehearsal import (
-    StepRehearsal,
-    check_method,
-    memory_loss,
-    rehearsal_moments,
-)
+from aimmerging.training.rehearsal import StepRehearsal, memory_loss, rehearsal_moments
+from aimmerging.training.rehearsal_checks import check_method
 from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
 _OWN = ""  # what the task that is being learned is called in a draw; tasks have names

@@ -24,9 +24,9 @@ from aimmerging.training.answer_logits import prepare_for_compile
 from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import TrainerHooks
+from aimmerging.training.joint_batches import MemoryBatch, join
 from aimmerging.training.memory_folder import Memory, recall, remember
 from aimmerging.training.method import Method
-from aimmerging.training.rehearsal import MemoryBatch, join
 from aimmerging.training.rehearsal_settings import RehearsalSettings
 from aimmerging.training.session import Session
 

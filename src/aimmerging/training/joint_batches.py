@@ -1,0 +1,94 @@
+"""Batches of task rows and memory rows: which memory rows join which micro-batch of a step, and how they do."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from aimmerging.errors import ConfigError
+from aimmerging.training.distillation import AnswerLogits
+
+
+class MemoryBatch(NamedTuple):
+    """Memory rows that are added to one of the task's micro-batches.
+
+    Attributes:
+        batch: as the model takes it, with its labels.
+        answers: their stored logits; None for a row that has none.
+        stored: their losses when they were stored; NaN where it is not known.
+    """
+
+    batch: dict[str, Tensor]
+    answers: list[AnswerLogits | None]
+    stored: list[float]
+
+
+def spread(lengths: Sequence[int], rows: Sequence[int], widths: Sequence[int], most: int) -> list[list[int]]:
+    """Which memory rows join which of a step's micro-batches, so that little of the joint ones is padding.
+
+    The longest row comes first. Each joins the micro-batch that it adds the fewest positions to, among those that stay
+    within `most`, so that no micro-batch needs more memory than it may.
+
+    Args:
+        lengths: of the memory rows, tokens.
+        rows: of the task in each micro-batch.
+        widths: of these micro-batches, tokens.
+        most: positions that a joint micro-batch should have at most; where no micro-batch has room, the one that
+            stays the smallest gets the row.
+
+    Returns:
+        places of memory rows by micro-batch, from short to long.
+    """
+    parts: list[list[int]] = [[] for _ in rows]
+    rows, widths = list(rows), list(widths)
+
+    def after(part: int, length: int) -> int:
+        return (rows[part] + 1) * max(widths[part], length)
+
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place], reverse=True):
+        length = lengths[place]
+        best = min(
+            range(len(rows)),
+            key=lambda part: (max(after(part, length), most), after(part, length) - rows[part] * widths[part], part),
+        )
+        parts[best].insert(0, place)
+        rows[best], widths[best] = rows[best] + 1, max(widths[best], length)
+    return parts
+
+
+def join(inputs: Mapping[str, Tensor], memory_batch: MemoryBatch, model: Any) -> dict[str, Tensor]:
+    """One batch of both, padded on the right.
+
+    Args:
+        inputs: of the task, with its labels.
+        memory_batch: below them.
+        model: for the decoder's inputs of an encoder-decoder model, which follow from labels.
+
+    Raises:
+        ConfigError: the two come with different fields.
+    """
+    inputs, other = dict(inputs), dict(memory_batch.batch)
+    if "decoder_input_ids" in other and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+    for batch in (inputs, other):
+        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
+    if inputs.keys() != other.keys():
+        raise ConfigError(
+            f"task rows come with {', '.join(sorted(inputs))} and memory rows with {', '.join(sorted(other))}, so they "
+            "cannot share a batch; give the memory the same fields, or set rehearsal.placement to interval"
+        )
+    return {name: _stacked(inputs[name], other[name], -100 if name == "labels" else 0) for name in inputs}
+
+
+def only_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Some rows of a batch; where there are none, its first row without labels, because a model needs a row."""
+    part = {name: value[list(rows) or [0]] for name, value in batch.items()}
+    return part if rows else part | {"labels": torch.full_like(part["labels"], -100)}
+
+
+def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
+    """Rows of both, [rows, length], as wide as the wider one."""
+    width = max(above.shape[1], below.shape[1])
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, width - part.shape[1]), value=fill) for part in (above, below)])
