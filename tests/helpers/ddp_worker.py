@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
+from step_kit import STEADY
 from trainer_kit import EVERY_THREE, QUIET, adapter, arguments, continual, load, rows, token_mean
 from transformers import Trainer
 
-from aimmerging import Aim, RehearsalSettings, cli
+from aimmerging import Aim, RehearsalSettings, Replay, Sequential, cli
 from aimmerging.run import learning
 from aimmerging.training.distillation import answer_logits
 from aimmerging.training.encoding import Collator
@@ -59,6 +61,39 @@ def merged(folder, out, dropout=0.0, optimizer="shared"):
     return trainer
 
 
+IN_STEP = {
+    "joint": {"share": 0.5},
+    "a row for one of the processes": {"share": 0.25},
+    "within": {"share": 0.5, "budget": "within"},
+    "apart": {"share": 0.5, "computation": "apart"},
+    "norm ratio": {"share": 0.5, "weight": "norm_ratio"},
+}
+"""Settings of rehearsal inside the step, by case."""
+
+
+def stepped(folder, out, case):
+    """A run that rehearses inside the step, with distillation, and merges at its end."""
+    settings = RehearsalSettings(micro_batch_size=2, placement="step", distillation_weight=0.5, **IN_STEP[case])
+    trainer = continual(
+        folder, out, Aim(STEADY), settings=settings, dropout=0.0, answers=answers(folder), **shared_batch()
+    )
+    trainer.train()
+    return trainer
+
+
+def supervised(folder, out):
+    """TRL's trainer with rehearsal inside the step."""
+    from sft_kit import dataset, sft
+
+    earlier = sft(folder, out, Sequential(), data=dataset(1)).train_dataset
+    settings = RehearsalSettings(micro_batch_size=2, placement="step", share=0.5)
+    memory = [earlier[place] for place in range(8)]
+    options = {"memory": memory, "rehearsal": settings, "dropout": 0.0}
+    trainer = sft(folder, out, Replay(EVERY_THREE), **options, **shared_batch())
+    trainer.train()
+    return trainer
+
+
 def answers(folder):
     """Answer logits of the memory rows, by a model that is the same in every process."""
     model, codec = load(folder, dropout=0.0)
@@ -100,6 +135,16 @@ def trainers(bases, out):
             "quiet": told(quiet),
             "plain": digest(adapter(plain(base, out))),
         }
+        for case in IN_STEP:
+            trainer = stepped(base, out, case)
+            account[base.name][case] = told(trainer)
+            if RANK == 0:
+                save_file(adapter(trainer), out / f"{base.name}-{case}.safetensors")
+    if find_spec("trl"):
+        trainer = supervised(bases[-1], out)
+        account["sft"] = told(trainer)
+        if RANK == 0:
+            save_file(adapter(trainer), out / "sft.safetensors")
     (out / f"rank-{RANK}.json").write_text(json.dumps(account))
 
 

@@ -40,9 +40,9 @@ def settings(folder, **changes):
     )
 
 
-def sft(folder, out, method=None, *, kind=None, memory=(), data=None, rehearsal=None, **changes):
+def sft(folder, out, method=None, *, kind=None, memory=(), data=None, rehearsal=None, dropout=0.1, **changes):
     """An SFT trainer over a new model; a continual one where there is a method."""
-    model, _ = load(folder)
+    model, _ = load(folder, dropout=dropout)
     options = {
         "model": model,
         "args": settings(out, **changes),

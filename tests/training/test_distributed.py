@@ -66,6 +66,34 @@ def test_one_process_with_the_same_global_batch_ends_at_the_same_place(ranks, ba
                 assert theirs[name] == pytest.approx(ours[name], rel=1e-4)
 
 
+@pytest.mark.parametrize("case", ddp_worker.IN_STEP)
+def test_rehearsal_inside_the_step_is_that_of_one_process(ranks, base, tmp_path, case):
+    out, (first, second) = ranks
+    first, second = first[base.name][case], second[base.name][case]
+    assert first == second
+    alone = ddp_worker.stepped(base, tmp_path, case)
+    assert alone.session.costs.memory_rows == first["counts"]["memory_rows"] > 0
+    assert alone.session.costs.task_rows == first["counts"]["task_rows"]
+    both = load_file(out / f"{base.name}-{case}.safetensors")
+    assert far(adapter(alone), both) < 2e-6
+    assert far(adapter(continual(base, tmp_path, Method(), dropout=0.0)), both) > 1e-3
+    for ours, theirs in zip(alone.session.events, first["events"], strict=True):
+        for name in ("loss", "memory_loss", "rehearsal_loss", "rehearsal_weight"):
+            assert (name in ours) == (name in theirs)
+            if ours.get(name) is not None:
+                assert theirs[name] == pytest.approx(ours[name], rel=1e-4, abs=1e-5)
+
+
+def test_trls_trainer_rehearses_in_two_processes_as_in_one(ranks, tiny_llama, tmp_path, covers):
+    pytest.importorskip("trl", reason="the extra aimmerging[trl] is not installed")
+    covers("sft", "llama", processes="DDP")
+    out, (first, second) = ranks
+    assert first["sft"] == second["sft"]
+    alone = ddp_worker.supervised(tiny_llama, tmp_path)
+    assert alone.session.costs.memory_rows == first["sft"]["counts"]["memory_rows"] > 0
+    assert far(adapter(alone), load_file(out / "sft.safetensors")) < 2e-6
+
+
 def test_without_a_merge_both_ranks_are_the_plain_trainer_bit_for_bit(ranks, base):
     for account in ranks[1]:
         assert account[base.name]["quiet"]["adapter"] == account[base.name]["plain"]
