@@ -5,12 +5,13 @@ import shutil
 import pytest
 import torch
 from kill import differences, outcome
+from safetensors.torch import load_file
 from sampling import sampled
 from short_runs import read_rows, settings, task_files
 from tiny_models import FAMILIES, save_family
 
 from aimmerging.commands.export import export
-from aimmerging.config import resolve
+from aimmerging.config import deep_merge, resolve
 from aimmerging.run import learning
 from aimmerging.run.generation import generate
 from aimmerging.run.start import run
@@ -108,3 +109,28 @@ def test_a_family_learns_goes_on_and_answers_alone_as_in_the_run(family, tmp_pat
         assert answers_alone(model, tokenizer, tests, seq2seq=seq2seq) == wanted
         assert generate(model, Codec(tokenizer, seq2seq, 24, 4), tests, 3) == wanted
     covers("run", family)
+
+
+@pytest.mark.parametrize("placement", ["interval", "step"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_bfloat16_learns_merges_and_goes_on_as_without_a_stop(family, placement, tmp_path, monkeypatch, covers):
+    base = save_family(tmp_path / "base", family)
+    for name in ("alpha", "beta"):
+        task_files(tmp_path, name)
+    plain = configuration(base, family).model_dump(mode="json")
+    plain["rehearsal"] |= {"placement": placement, "share": 0.5 if placement == "step" else None}
+    plain["controller"] |= {"merge": True}
+    single = run(resolve(plain), tmp_path / "single", base=tmp_path)
+    config = resolve(deep_merge(plain, {"model": {"dtype": "bfloat16"}, "training": {"precision": "bf16"}}))
+    whole = run(config, tmp_path / "whole", base=tmp_path)
+    stages = [RunDirectory.open(folder).stages for folder in (single, whole)]
+    costs = [[(stage.record.costs.task_rows, stage.record.costs.memory_rows) for stage in found] for found in stages]
+    assert costs[0] == costs[1]
+    assert stages[1][1].record.costs.merges > 0
+    assert differences(outcome(whole), outcome(killed_and_gone_on(config, whole, tmp_path, monkeypatch))) == []
+    adapters = [load_file(found[1].path / "adapter/adapter_model.safetensors") for found in stages]
+    assert {value.dtype for value in adapters[1].values()} == {torch.float32}
+    moved = [torch.cat([value.flatten() for value in adapter.values()]) for adapter in adapters]
+    # roundings of a base with eight bits of mantissa, not another training
+    assert float(torch.nn.functional.cosine_similarity(*moved, dim=0)) > 0.9
+    covers("run", family, "bf16")
