@@ -1,4 +1,4 @@
-"""Started by test_shared_scoring on two processes: `scorer BASE OUT`, or `run CONFIG OUT`; a rank counts its rows."""
+"""Started by test_shared_scoring on two processes: `scorer BASE OUT`, `run CONFIG OUT`, `cli COUNTS WORDS`."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from accelerate import PartialState
 from short_runs import ANSWERS, settings
+from transformers import GenerationMixin
 
 from aimmerging import cli
 from aimmerging.config import resolve
@@ -129,11 +130,29 @@ def command(config, out):
         out.with_name(f"{out.name}-rank-{RANK}.json").write_text(json.dumps(rows))
 
 
+def count_and_run(words, counts):
+    """A command of the package, with the rows that this rank answers written to a file."""
+    rows, inner = Counter(), GenerationMixin.generate
+
+    def counted(self, *args, **given):
+        rows["generated"] += len(given["input_ids"])
+        return inner(self, *args, **given)
+
+    try:
+        with patch.object(GenerationMixin, "generate", counted), patch.object(sys, "argv", ["aimmerging", *words]):
+            cli.main()  # leaves by SystemExit
+    finally:
+        counts.with_name(f"{counts.name}-rank-{RANK}.json").write_text(json.dumps(rows))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    kind, given, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    kind, *words = sys.argv[1:]
     if kind == "run":
-        command(given, folder)
+        command(Path(words[0]), Path(words[1]))
+    elif kind == "cli":
+        count_and_run(words[1:], Path(words[0]))
     else:
-        account = scored(given, folder, PartialState(cpu=True))
+        folder = Path(words[1])
+        account = scored(Path(words[0]), folder, PartialState(cpu=True))
         folder.with_name(f"{folder.name}-rank-{RANK}.json").write_text(json.dumps(account))

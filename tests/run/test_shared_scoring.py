@@ -5,6 +5,7 @@ import json
 import pytest
 import scoring_worker
 import torch
+from command_line import command
 from hypothesis import given
 from hypothesis import strategies as some
 from safetensors.torch import load_file
@@ -95,3 +96,18 @@ def test_a_run_on_two_processes_keeps_the_answers_that_one_gives(tmp_path, tiny_
     assert record["scores"] == points_of(predictions)
     assert record["zero_shot"].keys() == {"beta"}
     assert record["before"] is not None
+
+
+@pytest.mark.slow
+def test_eval_and_predict_share_their_rows_and_one_process_speaks(tmp_path, tiny_t5):
+    config = config_file(tmp_path, tiny_t5, evaluation={"batch_size": 2})
+    run = tmp_path / "run"
+    command("run", config, "--out", run)
+    inputs = tmp_path / "beta/test.jsonl"
+    for words in (("eval", run, "--json"), ("predict", run, "--input", inputs)):
+        alone = command(*words).out
+        shared = torchrun(scoring_worker, "cli", tmp_path / words[0], *words)
+        assert shared == alone
+        rows = [json.loads((tmp_path / f"{words[0]}-rank-{rank}.json").read_text())["generated"] for rank in (0, 1)]
+        assert rows[0] == rows[1] > 0
+        assert sum(rows) == {"eval": 8, "predict": 4}[words[0]]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from accelerate import PartialState
 
 from aimmerging.config import RunConfig
 from aimmerging.core.metrics import METRICS
@@ -27,12 +27,13 @@ PREDICT_OPTIONS = ("--json", "--input", "--columns", "--stage", "--help")
 
 
 class Learned(NamedTuple):
-    """A run's model as one of its stages left it, by default the promoted one."""
+    """A run's model as one of its stages left it, by default the promoted one; the processes share its work."""
 
     config: RunConfig
     loaded: LoadedModel
     stage: Stage
     run: RunDirectory
+    ranks: PartialState
 
     def evaluation_sets(self) -> list[EvaluationSet]:
         """Of the tasks that were learned up to the stage, but for those whose rows were dropped on request."""
@@ -73,10 +74,10 @@ def load_learned(run: Path, progress: Progress, name: str | None = None) -> Lear
     opened.verify([stage])
     loaded = load_stage(config, stage, progress)
     changes.refuse_changes(run, changes.base_changes(opened.manifest(), loaded), accept=False, of="base model")
-    if config.training.device == "auto" and torch.cuda.is_available():
-        loaded.model.to("cuda")
+    ranks = PartialState(cpu=config.training.device == "cpu")
+    loaded.model.to(ranks.device)
     loaded.model.eval()
-    return Learned(config, loaded, stage, opened)
+    return Learned(config, loaded, stage, opened, ranks)
 
 
 def load_stage(config: RunConfig, stage: Stage, progress: Progress) -> LoadedModel:
@@ -137,7 +138,7 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     Raises:
         DataError: rows of the other task cannot be encoded.
     """
-    config, loaded, stage, _ = learned = load_learned(run, progress, name)
+    config, loaded, stage, _, ranks = learned = load_learned(run, progress, name)
     sets, ability = learned.evaluation_sets(), learned.general_sets()
     missing = [name for name in learned.tasks() if name not in {one.name for one in sets}]
     if other is not None:
@@ -151,7 +152,9 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     with progress.bar("scoring", sum(len(one.rows) for one in (*sets, *ability))) as advance:
         for one in (*sets, *ability):
             size = config.evaluation.batch_size
-            predictions = evaluate(loaded.model, loaded.codec, one.rows, one.metric, batch_size=size, advance=advance)
+            predictions = evaluate(
+                loaded.model, loaded.codec, one.rows, one.metric, batch_size=size, advance=advance, ranks=ranks
+            )
             scores[one.name] = points(predictions)
     found = {"after": stage.record.task, "scores": {one.name: scores[one.name] for one in sets}}
     found["rows"] = {one.name: len(one.rows) for one in (*sets, *ability)}
@@ -174,15 +177,18 @@ def check_text(text: str, *, escaped: bool = False) -> None:
 def answer(run: Path, rows: Sequence[Row], progress: Progress, name: str | None = None) -> Iterator[dict[str, Any]]:
     """Answer each row with the adapter of a stage: {"id", "input", "prediction"}, a batch as soon as it is done.
 
+    Every process gets all answers.
+
     Raises:
         DataError: rows cannot be encoded.
     """
-    config, loaded, *_ = load_learned(run, progress, name)
+    config, loaded, *_, ranks = load_learned(run, progress, name)
     preflight.check_prompts(rows, loaded.codec, loaded.settings, progress)
     size = config.evaluation.batch_size
+    together = size * ranks.num_processes
     with progress.bar("answering", len(rows)) as advance:
-        for start in range(0, len(rows), size):
-            batch = rows[start : start + size]
-            texts = generate(loaded.model, loaded.codec, batch, size, advance)
+        for start in range(0, len(rows), together):
+            batch = rows[start : start + together]
+            texts = generate(loaded.model, loaded.codec, batch, size, advance, ranks)
             for row, text in zip(batch, texts, strict=True):
                 yield {"id": row.id, "input": row.input, "prediction": text}

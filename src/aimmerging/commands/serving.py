@@ -12,6 +12,7 @@ from aimmerging.commands.options import (
     JsonOption,
     RunArgument,
     StageOption,
+    is_main_process,
     parse_columns,
     print_json,
     print_table,
@@ -43,6 +44,8 @@ def evaluate(
     other = None if task is None else task_at(task, name, metric, parse_columns(columns))
     with telling() as progress:
         result = score_run(run_dir, other, progress, stage)
+    if not is_main_process():
+        return
     if as_json:
         print_json(result)
         return
@@ -88,6 +91,8 @@ def predict(
         for note in notes:
             progress.say(f"note: {note}")
         for record in answer(run_dir, rows, progress, stage):
+            if not is_main_process():
+                continue
             if text is None:
                 typer.echo(json.dumps(record, ensure_ascii=False))
             elif as_json:
