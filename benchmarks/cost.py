@@ -22,9 +22,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import transformers
+import trl
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from aimmerging import ContinualTrainer, methods
+from aimmerging import ContinualSFTTrainer, ContinualTrainer, methods
 from aimmerging.config import resolve
 from aimmerging.run.learning import rehearsal_settings
 from aimmerging.training import guard
@@ -36,10 +40,14 @@ from aimmerging.training.rehearsal import StepRehearsal
 from aimmerging.training.session import Session
 from aimmerging.training.trainer import ContinualMixin
 
+PREPARED = {"skip_prepare_dataset": True}
 FEWER = {"controller": {"interval": 8, "rehearsal_steps": 2}}
+NEVER = {"interval": 10**6, "max_interval": 10**6, "threshold_factor": 1e9, "merge_at_end": False}
 VARIANTS = {
     "stock": None,
     "sequential": {"method": "sequential"},
+    "sequential and probe": {"method": "aim", "rehearsal": {"placement": "interval"}, "controller": NEVER},
+    "mixed replay, share 1": {"method": "mixed_replay"},
     "replay, share 1": {"method": "replay"},
     "replay, share 1/4": {"method": "replay", **FEWER},
     "aim": {"method": "aim"},
@@ -47,8 +55,11 @@ VARIANTS = {
     "aim, interval": {"method": "aim", "rehearsal": {"placement": "interval"}},
     "aim:paper": {"method": "aim", "preset": "paper"},
     "aim:reference": {"method": "aim", "preset": "reference"},
+    "stock, SFT": None,
+    "sequential, SFT": {"method": "sequential"},
+    "aim, SFT": {"method": "aim"},
 }
-"""By name: configuration of ours; None is transformers' own trainer."""
+"""By name: configuration of ours; None is transformers' own trainer, or TRL's where the name ends with SFT."""
 
 
 @dataclass(frozen=True)
@@ -270,54 +281,67 @@ def configuration(values, work):
     return resolve({"benchmark": "skills", "training": training, **values})
 
 
+def tokenizer():
+    """For TRL's trainer, which asks for one although the rows are tokenised: padding and end, no text."""
+    words = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+
+
+def untrained(name, model, work, data, folder, seed):
+    """The trainer of a variant, and its collator."""
+    task, memory, answers = data
+    settings = {
+        "output_dir": folder,
+        "max_steps": work.steps,
+        "per_device_train_batch_size": work.micro,
+        "gradient_accumulation_steps": work.batch // work.micro,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
+    collator = CountingCollator(0, decoder=model.config.is_encoder_decoder)
+    options = {"model": model, "data_collator": collator}
+    if name.endswith("SFT"):
+        # the rest as the other variants have it, so that the trainers do the same work
+        same = {"max_length": None, "gradient_checkpointing": False, "bf16": False, "dataset_kwargs": PREPARED}
+        options |= {"args": trl.SFTConfig(**settings, **same), "train_dataset": Dataset.from_list(task)}
+        options |= {"processing_class": tokenizer()}
+        stock, own = trl.SFTTrainer, ContinualSFTTrainer
+    else:
+        options |= {"args": TrainingArguments(**settings), "train_dataset": task}
+        stock, own = Trainer, ContinualTrainer
+    values = VARIANTS[name]
+    if values is None:
+        return stock(**options), collator
+    config = configuration(values, work)
+    method = methods.build(config)
+    options |= {"memory": memory, "answers": answers} if method.rehearses else {"memory": {}, "answers": {}}
+    return own(**options, method=method, rehearsal=rehearsal_settings(config)), collator
+
+
 def one_round(name, model, start, work, data, folder, seed):
     """Train one variant from the same adapter; returns its trainer, clock and collator."""
-    task, memory, answers = data
     for value, before in zip((part for part in model.parameters() if part.requires_grad), start, strict=True):
         value.data.copy_(before)
     model.train()
-    options = {
-        "model": model,
-        "args": TrainingArguments(
-            output_dir=folder,
-            max_steps=work.steps,
-            per_device_train_batch_size=work.micro,
-            gradient_accumulation_steps=work.batch // work.micro,
-            seed=seed,
-            data_seed=seed,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        ),
-        "train_dataset": task,
-        "data_collator": CountingCollator(0, decoder=model.config.is_encoder_decoder),
-    }
-    values = VARIANTS[name]
-    if values is None:
-        trainer = Trainer(**options)
-    else:
-        config = configuration(values, work)
-        method = methods.build(config)
-        trainer = ContinualTrainer(
-            **options,
-            method=method,
-            memory=memory if method.rehearses else {},
-            answers=answers if method.rehearses else {},
-            rehearsal=rehearsal_settings(config),
-        )
+    trainer, collator = untrained(name, model, work, data, folder, seed)
     clock = Clock()
     trainer.add_callback(clock)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    return trainer, clock, options["data_collator"]
+    return trainer, clock, collator
 
 
 def measure(model, work, rounds, variants=tuple(VARIANTS)):
-    """Every variant in every round; by name."""
+    """Every variant in every round, but for TRL's where the model is no decoder alone; by name."""
+    if model.config.is_encoder_decoder:
+        variants = tuple(name for name in variants if not name.endswith("SFT"))
     sizes = {"vocabulary": model.config.vocab_size, "encoder_decoder": model.config.is_encoder_decoder}
     task = rows(work.steps * work.batch, work, 0, **sizes)
     # as many as a quarter of the task's rows, so that at every share each row has its turns and none has more
@@ -342,7 +366,7 @@ def measure(model, work, rounds, variants=tuple(VARIANTS)):
                 result.seconds += np.diff(clock.ends).tolist()
                 result.bookkeeping += bookkeeping.seconds
                 result.counts = counts
-                result.costs = trainer.session.costs.to_json() if isinstance(trainer, ContinualTrainer) else {}
+                result.costs = trainer.session.costs.to_json() if isinstance(trainer, ContinualMixin) else {}
                 held, total = (sum(part) for part in zip(*collator.seen, strict=True))
                 result.collated = held, total - held
                 result.tokens, result.padding = (
@@ -359,13 +383,15 @@ def most(name, work):
     micro = -(-work.batch // work.micro)
     answer = work.answer[1] + 1  # with one position for the label that nothing predicts
     values = VARIANTS[name]
-    updates = probes = probe_rows = beside = 0
+    updates = probes = probe_rows = beside = apart = 0
     if values is not None:
         config = configuration(values, work)
         kind = type(methods.build(config))
         controller, in_step = config.controller, config.rehearsal.placement == "step"
         if in_step and config.rehearsal.budget == "extra":
             beside = int(work.steps * work.batch * config.rehearsal_share + 1e-9)
+            # a trainer with a loss of its own has its memory rows learned apart, in passes of their own
+            apart = work.steps * -(-beside // (work.steps * work.micro)) if name.endswith("SFT") else 0
         if kind.rehearses and not in_step:
             updates = int(work.steps * controller.rehearsal_ratio + 1e-9)
             if controller.rehearsal_rule == "planned":
@@ -373,7 +399,7 @@ def most(name, work):
         probe_rows = config.probe.rows
         probes = -(-work.steps // controller.probe_every) if config.method == "aim" and not in_step else 0
     all_rows = (work.steps + updates) * work.batch + probes * probe_rows + beside
-    backwards = (work.steps + updates) * micro
+    backwards = (work.steps + updates) * micro + apart
     return Counts(
         forwards=backwards + probes * -(-probe_rows // work.micro),
         backwards=backwards,
@@ -385,10 +411,10 @@ def most(name, work):
 
 def summary(found, work):
     """Plain data of a table's rows."""
-    stock, own = (statistics.mean(found[name].seconds) for name in ("stock", "sequential"))
     table = {}
     for name, result in found.items():
-        costs = result.costs
+        costs, kind = result.costs, ", SFT" if name.endswith("SFT") else ""
+        stock, own = (statistics.mean(found[one + kind].seconds) for one in ("stock", "sequential"))
         # the mean, because what follows a merge is a few long steps: no median shows it
         mean = statistics.mean(result.seconds)
         limit = None
@@ -427,12 +453,14 @@ def main() -> None:
     parser.add_argument(
         "--variants",
         default=";".join(VARIANTS),
-        help="names, divided by ; stock and sequential are always among them",
+        help="names, divided by ; what they are measured against is always among them",
     )
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     work = Work(options.steps, options.batch, options.micro)
-    variants = tuple(dict.fromkeys(("stock", "sequential", *options.variants.split(";"))))
+    asked = options.variants.split(";")
+    yardsticks = [f"{name}, SFT" for name in ("stock", "sequential") if any(one.endswith("SFT") for one in asked)]
+    variants = tuple(dict.fromkeys(("stock", "sequential", *yardsticks, *asked)))
     if unknown := set(variants) - VARIANTS.keys():
         parser.error(f"unknown variants {', '.join(sorted(unknown))}; there are {'; '.join(VARIANTS)}")
     report = {"work": asdict(work), "rounds": options.rounds, "threads": torch.get_num_threads(), "models": {}}
