@@ -18,8 +18,8 @@ from aimmerging.training.limits import embedding_rows
 EXAMPLES = 3
 """Places kept of each kind; the rest are counted."""
 _BATCH = 1000
-_OPEN_THOUGHT = "<think>"
-"""How templates of reasoning models begin a chain of thought."""
+_THOUGHT, _THOUGHT_END = "<think>", "</think>"
+"""How templates of reasoning models begin and end a chain of thought."""
 
 
 @dataclass(slots=True)
@@ -83,8 +83,10 @@ def _measure_prompts(rows: Sequence[Row], start: int, check: TemplateCheck, size
         if codec.templated:
             for kind in dict.fromkeys(change.kind for change in check.changes(row, text)):
                 found.add(kind, index)
-            if text.rstrip().endswith(_OPEN_THOUGHT):
+            if text.rstrip().endswith(_THOUGHT):
                 found.add("thinking", index)
+            elif text.rstrip().endswith(_THOUGHT_END) and row.output.lstrip().startswith(_THOUGHT):
+                found.add("second_thought", index)
     unknown = codec.tokenizer.unk_token_id
     unknown = None if unknown == codec.tokenizer.eos_token_id else unknown  # GPT-2 names one token for both
     encoded = codec.prompt_ids([text for _, text in written])
