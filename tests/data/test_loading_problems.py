@@ -109,6 +109,16 @@ def test_parquet_problems(tmp_path):
     assert ", row 2: 'input' is missing (null)" in problem
 
 
+def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array([text]) for text in ("a", "b", "c")]
+    pq.write_table(pa.Table.from_arrays(columns, names=["input", "output", "input"]), tmp_path / "rows.parquet")
+    (problem,) = problems_of(lambda: load_rows(tmp_path / "rows.parquet"))
+    assert "the column 'input' twice; its columns are 'input', 'output', 'input'" in problem
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

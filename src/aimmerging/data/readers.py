@@ -7,6 +7,7 @@ on. No reader opens a path that it found inside a data file.
 import codecs
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +96,19 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | DuplicateKey:
     return DuplicateKey(next(key for key in keys if keys.count(key) > 1))
 
 
-_parse_json = json.JSONDecoder(object_pairs_hook=_unique_keys).decode
+class WrittenNumber(float):
+    """A number with a point or an exponent that knows how its file writes it: an answer 12.50 stays 12.50."""
+
+    text: str = ""
+
+
+def _number(text: str) -> WrittenNumber:
+    number = WrittenNumber(text)
+    number.text = text
+    return number
+
+
+_parse_json = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_number).decode
 
 
 def _parser_said(error: Exception) -> str:
@@ -196,13 +209,21 @@ def _named(header: Sequence[str]) -> str:
     return ", ".join(map(shown, header[:8])) + (f" and {len(header) - 8} more" if len(header) > 8 else "")
 
 
+def _repeated(columns: Sequence[str]) -> list[str]:
+    """Names that more than one column has."""
+    return sorted(name for name, count in Counter(columns).items() if count > 1)
+
+
+def _twice(name: str, columns: Sequence[str]) -> str:
+    return f"the column {name!r} twice; its columns are {_named(columns)}"
+
+
 def _header_problem(header: Sequence[str]) -> str:
     """What is wrong with the first line of a CSV file, by its columns; nothing where it is fine."""
     if not any(name.strip() for name in header):
         return "the header is empty; line 1 holds the names of the columns, such as input,output"
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        return f"the header has the column {repeated[0]!r} twice; its columns are {_named(header)}"
+    if repeated := _repeated(header):
+        return f"the header has {_twice(repeated[0], header)}"
     mark = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
     if mark is not None:
         return f"the header {shown(header[0])} is separated by {mark!r}; separate columns by commas"
@@ -252,6 +273,10 @@ def _parquet_records(path: Path, problems: Problems) -> Iterator[Record]:
 
     try:
         with pq.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if repeated := _repeated(columns):
+                problems.add(str(path), "columns", f"the file has {_twice(repeated[0], columns)}")
+                return
             names = _class_names_of_schema(file.schema_arrow)
             yield from _arrow_records(file.iter_batches(_ARROW_BATCH_ROWS), names)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
@@ -283,11 +308,15 @@ def _arrow_records(
     batches: "Iterable[pa.RecordBatch | pa.Table]", class_names: Mapping[str, Sequence[str]]
 ) -> Iterator[Record]:
     """Yield the rows of `batches`; class labels become their names, -1 (no label) becomes None."""
+    import pyarrow as pa
+
     number = 0
     for batch in batches:
+        short = {field.name: field.type for field in batch.schema if field.type in (pa.float16(), pa.float32())}
         for row in batch.to_pylist():
             number += 1
             named = {column: _label(row[column], names) for column, names in class_names.items()}
+            named |= {column: _shortest(row[column], kind) for column, kind in short.items()}
             yield Record(number, {column: _without_padding(value) for column, value in (row | named).items()})
 
 
@@ -296,6 +325,11 @@ def _without_padding(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_padding(inner) for key, inner in value.items() if inner is not None}
     return [_without_padding(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _shortest(value: float | None, kind: "pa.DataType") -> float | None:
+    """A number of 16 or 32 bits by its shortest form, 0.1, not by the 64 bits that equal it, 0.10000000149011612."""
+    return None if value is None else float(str(kind.to_pandas_dtype()(value)))
 
 
 def _label(index: int | None, names: Sequence[str]) -> str | None:
