@@ -119,14 +119,12 @@ def write(run: RunDirectory, findings: Sequence[Finding]) -> None:
     records.write(run.path / FINDINGS, Findings(findings=(*old, *findings)))
 
 
-def forget(run: RunDirectory, task: str) -> bool:
-    """Take a task's findings, which show rows, out of the run directory; whether there were any."""
+def forget(run: RunDirectory, task: str) -> None:
+    """Take a task's findings, which show rows, out of the run directory."""
     old = run.findings()
     left = tuple(finding for finding in old if finding.task != task)
-    if len(left) == len(old):
-        return False
-    records.write(run.path / FINDINGS, Findings(findings=left))
-    return True
+    if len(left) < len(old):
+        records.write(run.path / FINDINGS, Findings(findings=left))
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
