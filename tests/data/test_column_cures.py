@@ -78,7 +78,9 @@ def test_a_system_text_beside_plain_texts_is_refused_with_what_puts_it_there(tmp
     [problem] = problems_of(lambda: load_rows(path, {"system": "persona"}))
     assert "columns: {instruction: persona, input: input}" in problem
     assert load_rows(path, {"instruction": "persona", "input": "input"})[0].input == "be brief\nq"
-    mixed = write(tmp_path / "mixed.jsonl", [PAIR | {"persona": ""}, {"prompt": "q", "completion": "a", "persona": "be brief"}])
+    mixed = write(
+        tmp_path / "mixed.jsonl", [PAIR | {"persona": ""}, {"prompt": "q", "completion": "a", "persona": "be brief"}]
+    )
     [problem] = problems_of(lambda: load_rows(mixed, {"system": "persona"}))
     assert "'prompt' is no list of messages here, so 'persona' cannot be the first of them" in problem
 
