@@ -93,6 +93,12 @@ def test_json_problems(tmp_path, content, expected):
         ("input,input,output\na,b,c\n", ", line 1: the header has the column 'input' twice"),
         ("input,output\n", ": holds no rows"),
         ("input,output\na,\n", ", line 2: 'output' is empty"),
+        ('input,output\na, "b"\n', ", line 2: the field ' \"b\"' has a blank before its quotes"),
+        (
+            'input,output\na, "b, c"\n',
+            ", line 2: 3 fields, but the header has 2 ('input', 'output'); quote fields that "
+            "hold commas, with no blank before the quote",
+        ),
         (b"input,output\na,\xe9\n", ", line 2: byte 15: 0xe9 is not valid UTF-8"),
     ],
 )

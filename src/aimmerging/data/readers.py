@@ -230,6 +230,12 @@ def _header_problem(header: Sequence[str]) -> str:
     return ""
 
 
+def _quoted_behind_a_blank(field: str) -> bool:
+    """Whether a field was most likely meant to be quoted: `a, "b"` has quotes in its second field."""
+    return field[:1] in (" ", "\t") and field.lstrip()[:1] == '"' and field.rstrip()[-1:] == '"'
+
+
+_BLANK_CURE = "has a blank before its quotes, so they are a part of it; write the quote right behind the comma"
 _LONE_RETURN = "not valid CSV: a line ends with a carriage return alone; save the file with line ends \\n or \\r\\n"
 
 
@@ -247,12 +253,14 @@ def _csv_records(path: Path, problems: Problems) -> Iterator[Record]:
         for fields in reader:
             if fields and len(fields) != len(header):
                 text = f"{len(fields)} fields, but the header has {len(header)} ({_named(header)}); quote fields that "
-                text += "hold commas"
+                text += "hold commas, with no blank before the quote"
                 problems.add(where, "field count", text, f"line {number}")
             elif any("\0" in field for field in fields):
                 problems.add(
                     where, "NUL", f"a field holds a NUL byte, which is no text; {_UTF8_CURE}", f"line {number}"
                 )
+            elif quoted := next(filter(_quoted_behind_a_blank, fields), None):
+                problems.add(where, "quotes", f"the field {shown(quoted)} {_BLANK_CURE}", f"line {number}")
             elif fields:
                 yield Record(number, dict(zip(header, fields, strict=True)))
             number = reader.line_num + 1

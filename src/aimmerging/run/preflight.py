@@ -308,6 +308,10 @@ _WORDS: dict[str, _Words] = {
     "ids": _ids,
     "no_tokens": _plainly("have inputs that the tokenizer turns into nothing", "input", refuses=True),
     "unknown": _plainly("have inputs of which the tokenizer does not know every character", "input"),
+    "line_breaks": _plainly("have inputs with line breaks, which the tokenizer does not tell from spaces", "input"),
+    "capitals": _plainly(
+        "have inputs with capital letters, which the tokenizer does not tell from small ones", "input"
+    ),
     "cut_input": _cut_input,
     "cut_output": _cut_output,
     "unwritable": _unwritable,
