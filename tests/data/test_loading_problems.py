@@ -76,6 +76,7 @@ def test_column_cure_proposes_the_close_name(tmp_path):
         ("[" + GOOD + ", 3]", ", row 2: expected an object"),
         ("[" + GOOD + ', {"input": "a", "input": "b", "output": "c"}]', ", row 2: the key 'input' appears twice"),
         ('{"data": [], "data": []}', ": the key 'data' appears twice"),
+        ('{"data": [' + GOOD + '], "test": [' + GOOD + "]}", ": holds rows under 'data' and under 'test'"),
         (b'[{"input": "\xff", "output": "b"}]', ", line 1: byte 12: 0xff is not valid UTF-8"),
     ],
 )

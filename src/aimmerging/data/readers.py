@@ -170,12 +170,19 @@ def _json_records(path: Path, problems: Problems) -> Iterator[Record]:
     elif not isinstance(rows, list):
         found = f"an object with keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
         problems.add(where, "not a list", f'expected a list of objects or {{"data": [...]}}, found {found}')
+    elif isinstance(value, dict) and (more := [key for key, part in value.items() if key != "data" and _is_rows(part)]):
+        cure = "put each list into a file of its own"
+        problems.add(where, "lists of rows", f"holds rows under 'data' and under {shown(more[0])}; {cure}")
     else:
         for number, row in enumerate(rows, start=1):
             if isinstance(row, dict):
                 yield Record(number, row)
             else:
                 _note_non_object(row, where, f"row {number}", problems)
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 # --- text and CSV ----------------------------------------------------------------------------------------------------
