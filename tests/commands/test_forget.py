@@ -8,7 +8,10 @@ from command_line import command, refused
 from short_runs import files_of
 
 from aimmerging.commands.drop_memory import drop_memory
+from aimmerging.run import preflight
 from aimmerging.store import files
+from aimmerging.store.records import Finding
+from aimmerging.store.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +45,17 @@ def test_drop_deletes_rows_and_logits_and_nothing_else(run):
 
 
 def test_memory_rows_are_nowhere_else_in_the_run(run):
-    """A dropped row may not stay behind in a report, a signal or a prediction."""
+    """A dropped row may not stay behind in a report, a signal, a prediction or a finding that quotes it."""
     kept = [row["input"] for row in files.read_jsonl(run / "stages/01-alpha/memory/rows.jsonl")]
+    quoted = {task: Finding(kind="unknown", task=task, split="train", text=kept[0]) for task in ("alpha", "beta")}
+    preflight.write(RunDirectory.open(run), [quoted["alpha"]])
     command("memory", "drop", run, "--task", "alpha")
     left = b"".join(files_of(run).values()).decode("utf-8", "replace")
     assert kept
     assert not [text for text in kept if text in left]
+    preflight.write(RunDirectory.open(run), [quoted["beta"]])
+    command("memory", "drop", run, "--task", "alpha")
+    assert RunDirectory.open(run).findings() == (quoted["beta"],)
 
 
 def test_report_and_list_say_so(run):

@@ -3,7 +3,7 @@
 import pytest
 from task_files import problems_of, write
 
-from aimmerging.data.loading import load_rows
+from aimmerging.data.loading import TaskSource, load_rows, load_task
 from aimmerging.data.problems import Problems
 
 
@@ -60,3 +60,44 @@ def test_what_an_answer_has_beside_its_content_is_noted_as_not_learned(tmp_path,
     [row] = load_rows(write(tmp_path / "rows.jsonl", [{"messages": turns}]), notes=notes)
     assert row.output == "b"
     assert f"answers have `{key}`, which is not learned" in notes.listed()[0]
+
+
+PAIR = {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}
+
+
+@pytest.mark.parametrize("name", ["system", "persona"])
+def test_a_system_text_beside_lists_of_messages_is_their_first_one(tmp_path, name):
+    path = write(tmp_path / "rows.jsonl", [PAIR | {name: "be brief"}, PAIR | {name: ""}])
+    first, second = load_rows(path, {} if name == "system" else {"system": name})
+    assert first.messages == ({"role": "system", "content": "be brief"}, {"role": "user", "content": "q"})
+    assert second.messages == ({"role": "user", "content": "q"},)
+
+
+def test_a_system_text_beside_plain_texts_is_refused_with_what_puts_it_there(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"input": "q", "output": "a", "persona": "be brief"}])
+    [problem] = problems_of(lambda: load_rows(path, {"system": "persona"}))
+    assert "columns: {instruction: persona, input: input}" in problem
+    assert load_rows(path, {"instruction": "persona", "input": "input"})[0].input == "be brief\nq"
+    mixed = write(
+        tmp_path / "mixed.jsonl", [PAIR | {"persona": ""}, {"prompt": "q", "completion": "a", "persona": "be brief"}]
+    )
+    [problem] = problems_of(lambda: load_rows(mixed, {"system": "persona"}))
+    assert "'prompt' is no list of messages here, so 'persona' cannot be the first of them" in problem
+
+
+def test_assistant_messages_that_are_not_learned_are_counted(tmp_path):
+    more = [{"role": "user", "content": "and?"}, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": PAIR["prompt"] + PAIR["completion"] + more}, {"messages": PAIR["prompt"] + PAIR["completion"]}]
+    several = [PAIR | {"completion": PAIR["completion"] + more}]
+    for split, count in ((rows, "1 of 2"), (several, "1 of 1")):
+        notes = Problems()
+        load_rows(write(tmp_path / "rows.jsonl", split), notes=notes)
+        [note] = notes.listed()
+        assert f"{count} rows have assistant messages before the last one, which are a part of the prompt" in note
+
+
+def test_a_split_whose_prompts_have_fewer_columns_than_those_of_train_is_noted(tmp_path):
+    write(tmp_path / "train.jsonl", [{"instruction": "classify", "input": f"q{n}", "output": "a"} for n in range(9)])
+    write(tmp_path / "test.jsonl", [{"input": "q", "output": "a"}])
+    [note] = load_task(TaskSource(path=str(tmp_path)), 0).notes
+    assert "test.jsonl: prompts are read from 'input', those of the train split from 'instruction', 'input'" in note

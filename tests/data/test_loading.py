@@ -78,6 +78,24 @@ def test_columns_ids_and_non_string_outputs(tmp_path):
     assert [(row.id, row.output) for row in loaded] == [("7", "1"), ("8", "True"), ("9", "0.5")]
 
 
+@pytest.mark.parametrize("number", ["12.50", "0.10", "1e5", "-0.0", "0.1234567890123456789"])
+def test_a_number_stays_as_its_file_writes_it(tmp_path, number):
+    for name in ("x.jsonl", "x.json"):
+        text = f'{{"input": "a", "output": {number}}}'
+        (tmp_path / name).write_text(text if name == "x.jsonl" else f"[{text}]")
+        assert load_rows(tmp_path / name)[0].output == number
+
+
+def test_a_number_of_few_bits_gets_no_digits_that_it_does_not_have(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for kind in (pa.float16(), pa.float32(), pa.float64()):
+        values = pa.array([0.1, 2.5, 100.0], pa.float64()).cast(kind)
+        pq.write_table(pa.table({"input": ["a", "b", "c"], "output": values}), tmp_path / "x.parquet")
+        assert [row.output for row in load_rows(tmp_path / "x.parquet")] == ["0.1", "2.5", "100.0"]
+
+
 def test_a_very_long_integer_output_is_text(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"input": "a", "output": 1' + "0" * 400 + "}")
     assert len(load_rows(tmp_path / "x.jsonl")[0].output) == 401
@@ -95,13 +113,26 @@ def test_output_may_be_missing_where_it_is_not_required(tmp_path):
 
 
 def test_split_files_under_all_names_and_mixed_endings(tmp_path):
-    for index, stem in enumerate(("validation", "dev", "valid")):
+    for index, stem in enumerate(("validation", "dev", "valid", "val")):
         place = folder(tmp_path / f"task{index}")
         write(place / f"{stem}.csv", plain(2, start=200))
         assert [row.id for row in load_task(TaskSource(path=str(place)), 0).validation] == [
             "validation-0",
             "validation-1",
         ]
+
+
+def test_files_that_no_split_reads_are_noted(tmp_path):
+    place = folder(tmp_path / "task")
+    assert load_task(TaskSource(path=str(place)), 0).notes == ()
+    for name in ("train-2.jsonl", "extra.csv", "train.tsv", "test.jsonl.gz", "README.md"):
+        (place / name).write_text("x")
+    (note,) = load_task(TaskSource(path=str(place)), 0).notes
+    names = "'extra.csv', 'test.jsonl.gz', 'train-2.jsonl', 'train.tsv'"
+    assert note.startswith(f"{place}: files that nothing reads: {names}; splits are ")
+    write(place / "extra.csv", plain(2, start=200))
+    (note,) = load_task(TaskSource(path=str(place), validation=str(place / "extra.csv")), 0).notes
+    assert "extra.csv" not in note
 
 
 def test_explicit_files_and_the_task_name_they_give(tmp_path):
@@ -200,6 +231,15 @@ def test_hub_dataset_with_configuration(monkeypatch):
     assert asked == [("org/reviews", "small")]
     assert (task.name, task.source, len(task.test)) == ("small", "hf:org/reviews:small", 4)
     assert load_task(TaskSource(path="hf:org/reviews", columns=LABELLED), 0).name == "reviews"
+
+
+def test_splits_of_a_dataset_that_nothing_reads_are_noted(monkeypatch):
+    import datasets
+
+    more = datasets.DatasetDict(dataset_dict() | {"unsupervised": dataset_dict()["train"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: more)
+    (note,) = load_task(TaskSource(path="hf:org/reviews", columns=LABELLED), 0).notes
+    assert note.startswith("hf:org/reviews: splits that nothing reads: 'unsupervised'; splits are train, test")
 
 
 def test_hub_dataset_that_cannot_be_loaded(monkeypatch):

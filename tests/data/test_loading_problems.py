@@ -76,6 +76,7 @@ def test_column_cure_proposes_the_close_name(tmp_path):
         ("[" + GOOD + ", 3]", ", row 2: expected an object"),
         ("[" + GOOD + ', {"input": "a", "input": "b", "output": "c"}]', ", row 2: the key 'input' appears twice"),
         ('{"data": [], "data": []}', ": the key 'data' appears twice"),
+        ('{"data": [' + GOOD + '], "test": [' + GOOD + "]}", ": holds rows under 'data' and under 'test'"),
         (b'[{"input": "\xff", "output": "b"}]', ", line 1: byte 12: 0xff is not valid UTF-8"),
     ],
 )
@@ -93,6 +94,12 @@ def test_json_problems(tmp_path, content, expected):
         ("input,input,output\na,b,c\n", ", line 1: the header has the column 'input' twice"),
         ("input,output\n", ": holds no rows"),
         ("input,output\na,\n", ", line 2: 'output' is empty"),
+        ('input,output\na, "b"\n', ", line 2: the field ' \"b\"' has a blank before its quotes"),
+        (
+            'input,output\na, "b, c"\n',
+            ", line 2: 3 fields, but the header has 2 ('input', 'output'); quote fields that "
+            "hold commas, with no blank before the quote",
+        ),
         (b"input,output\na,\xe9\n", ", line 2: byte 15: 0xe9 is not valid UTF-8"),
     ],
 )
@@ -107,6 +114,16 @@ def test_parquet_problems(tmp_path):
     write(tmp_path / "rows.parquet", [{"input": "a", "output": "b"}, {"input": None, "output": "b"}])
     (problem,) = problems_of(lambda: load_rows(tmp_path / "rows.parquet"))
     assert ", row 2: 'input' is missing (null)" in problem
+
+
+def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array([text]) for text in ("a", "b", "c")]
+    pq.write_table(pa.Table.from_arrays(columns, names=["input", "output", "input"]), tmp_path / "rows.parquet")
+    (problem,) = problems_of(lambda: load_rows(tmp_path / "rows.parquet"))
+    assert "the column 'input' twice; its columns are 'input', 'output', 'input'" in problem
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,25 @@ def test_labels_that_the_metric_cannot_tell_apart_are_told(labels, metric, pairs
     assert f"{metric} takes {pairs} pairs" in findings["alike"].text if pairs else "alike" not in findings
 
 
+@pytest.mark.parametrize(
+    ("numbers", "metric", "said"),
+    [
+        (["3.14", "-5"], "token_f1", "'314' for '3.14'; '5' for '-5'"),
+        (["3.14", "-5"], "rouge_l", "'5' for '-5'"),
+        (["\u22125.5"], "rouge_l", "'5.5' for '\u22125.5'"),
+        (["3.14", "-5"], "exact_match", ""),
+        (["314", "+5", "1-2", "v3.14"], "token_f1", ""),
+    ],
+)
+def test_numbers_whose_sign_or_point_the_metric_leaves_out_are_told(numbers, metric, said):
+    answers = [*numbers, *(f"about {n}" for n in range(20))]
+    finding = told(task([(f"question {n}", answer) for n, answer in enumerate(answers)], metric=metric)).get("numbers")
+    assert (finding is not None) == bool(said)
+    if finding is not None:
+        assert finding.rows == len(numbers)
+        assert f"scores as right: {said}. Use exact_match" in finding.text
+
+
 def test_one_question_with_two_answers_is_told_with_both_places():
     finding = told(
         task([("what is it?", "joy"), ("and this?", "fear"), ("what is it?", "fear"), ("and this?", "Fear")])

@@ -320,6 +320,21 @@ def test_inputs_of_unknown_characters_are_told(tmp_path):
     assert found(configure(tmp_path, save_folding_t5(tmp_path / "base"), rows))["unknown", "train"]["rows"] == 1
 
 
+@pytest.mark.parametrize(("kind", "text"), [("line_breaks", "dear all\nhello"), ("capitals", "Hello")])
+def test_what_the_tokenizer_does_not_keep_of_inputs_is_told(tmp_path, tiny_t5, kind, text):
+    rows = {"train": [*plain(6), {"input": text, "output": "refund"}, {"input": "end\n", "output": "x"}]}
+    rows["test"] = plain(2, 70)
+    assert (kind, "train") not in found(configure(tmp_path, tiny_t5, rows))
+    base = save_t5(tmp_path / "base")
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    folds = [{"type": "Lowercase"}, {"type": "Replace", "pattern": {"String": "\n"}, "content": " "}]
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": folds}
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    said = found(configure(tmp_path, base, rows))[kind, "train"]
+    assert said["rows"] == 1
+    assert f"line 7: {text!r}" in said["sentence"]
+
+
 # --- labels, and rows that are seen again ----------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from command_line import command
-from preflight_kit import chat_base, configure, found, refusals, talks
+from preflight_kit import chat_base, configure, found, refusals, talk, talks
 from tiny_models import save_llama
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -106,6 +106,20 @@ def test_a_prompt_that_ends_in_an_open_thought_is_told(tmp_path):
     closed = "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n\n</think>\n"
     config = configure(tmp_path, chat_base(tmp_path / "base", closed), {"train": talks(4), "test": talks(2, 9)})
     assert ("thinking", "train") not in found(config)
+
+
+def test_a_thought_in_answers_behind_an_empty_thought_is_told(tmp_path):
+    empty = (
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<think></think>{% endif %}"
+    )
+    thought = talk(("user", "where is order 50?"), ("assistant", "<think>sent</think>on its way"))
+    config = configure(
+        tmp_path, chat_base(tmp_path / "base", empty), {"train": [*talks(4), thought], "test": talks(2, 9)}
+    )
+    said = found(config)["second_thought", "train"]
+    assert said["rows"] == 1
+    assert "line 5: '<think>sent</think>on its way'" in said["sentence"]
+    assert ("second_thought", "test") not in found(config)
 
 
 # --- prompts that are only answered ----------------------------------------------------------------------------------

@@ -119,6 +119,39 @@ def test_a_template_that_takes_no_other_texts_is_held_against_the_row_itself(cha
     assert changes(picky + EACH + TURN + END, row) == [("unwritten", "`name` ('Ada') of the message of role 'user'")]
 
 
+CHANNEL = "{% for m in messages %}{{ m.role }}{{ '|final' if m.role == 'assistant' }}: {{ m.content }}\n{% endfor %}"
+ASKS = "{% if add_generation_prompt %}assistant:{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "asked", "usual"),
+    [
+        (EACH + TURN + "{% endfor %}", "\n", "\nassistant: "),  # nothing asks for the answer
+        (EACH + TURN + END.replace("assistant", "bot"), "\nbot: ", "\nassistant: "),
+        (CHANNEL + ASKS, "\nassistant:", "\nassistant|final: "),
+    ],
+)
+def test_answers_at_another_place_than_assistant_messages_are_told(changes, template, asked, usual):
+    said = f"the prompt ends with {asked!r}, assistant messages begin with {usual!r}"
+    assert changes(template, chat(*CHATTED[:1], CHATTED[5])) == [("header", said)]
+    assert changes(template, Row("r", "where is it?", "here")) == [("header", said)]
+
+
+@pytest.mark.parametrize("more", ["\n", "<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_prompt_may_end_with_more_than_assistant_messages_begin_with(changes, more):
+    asks = "{% endfor %}{% if add_generation_prompt %}assistant:" + more + "{% endif %}"
+    assert changes(EACH + TURN + asks, chat(CHATTED[0], CHATTED[5])) == []
+
+
+def test_changed_space_between_words_is_told_and_space_around_a_message_is_not(changes):
+    code = chat({"role": "user", "content": "  def f():\n    return 1\n"})
+    joined = TURN.replace("m.content", "m.content.split() | join(' ')")
+    assert changes(EACH + joined + END, code) == [("spaced", "the message of role 'user'")]
+    assert changes(EACH + TURN.replace("m.content", "m.content | trim") + END, code) == []
+    quoted = TURN.replace("m.content", "m.content | tojson if m.role == 'user' else m.content")
+    assert changes(EACH + quoted + END, code) == []
+
+
 def test_each_shape_is_written_once(tokenizer, monkeypatch):
     tokenizer.chat_template = CHAT
     codec = Codec(tokenizer, encoder_decoder=False, max_input_tokens=512, max_output_tokens=16)

@@ -21,6 +21,8 @@ def memory_contents(run: Path) -> list[dict[str, Any]]:
 def drop_memory(run: Path, task: str) -> dict[str, Any]:
     """Delete the memory rows and stored logits of one task, in stages that were set aside too; adapter and scores stay.
 
+    What was found in the task's rows before training quotes them, so it goes too.
+
     The record is written first and names the drop: from then on nothing reads the rows, and a drop that was killed in
     between takes away the rest when asked again.
 
@@ -40,6 +42,8 @@ def drop_memory(run: Path, task: str) -> dict[str, Any]:
         for folder in own:
             _check_inside(run, folder)
         dropped = [_drop(folder, task) for folder in own]
+        for folder in run_folders(run):
+            preflight.forget(RunDirectory.open(folder), task)
     return {"schema_version": files.SCHEMA_VERSION, **dropped[0].to_json()}
 
 
@@ -101,7 +105,11 @@ def drop_everything(run: Path, task: str) -> dict[str, Any]:
         raise RunDirectoryError(
             f"{run} has not learned a task {task!r}{did_you_mean(task, known)}; it learned: {', '.join(known)}"
         )
-    deleted: list[str] = []
+    deleted = [
+        f"{_named(folder / FINDINGS, run)}: what was found in rows of {task}"
+        for folder in run_folders(run)
+        if any(finding.task == task for finding in RunDirectory.open(folder).findings())
+    ]
     for folder in run_folders(run):
         if any(task in stage.tasks for stage in _all_stages(folder)):
             _drop_kept(folder, task, deleted, run)
@@ -137,8 +145,7 @@ def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:
                 for name in there:
                     (stage.path / name).unlink()
             deleted += [_named(stage.path / name, top) for name in there]
-        if preflight.forget(RunDirectory.open(run), task):
-            deleted.append(f"{_named(run / FINDINGS, top)}: what was found in rows of {task}")
+        preflight.forget(RunDirectory.open(run), task)
         working = run / run_directory.WORKING
         if working.exists():
             _check_inside(run, working)

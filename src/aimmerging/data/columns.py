@@ -13,11 +13,13 @@ from typing import Any
 
 from aimmerging.data.chats import HALF_CHARACTER, Report, encodable, read_tools, read_turns, text_of
 from aimmerging.data.problems import did_you_mean
+from aimmerging.data.readers import WrittenNumber
 from aimmerging.data.tasks import Message, Row
 
 COLUMNS = ("id", "instruction", "input", "output", "messages", "system", "tools")
 """The keys a `columns` mapping may have."""
 
+_SYSTEM_OF_CHATS = "system belongs to messages; for input and output, name the column as `instruction`"
 _PAIRS = (("input", "output"), ("prompt", "completion"))
 _CHATS = ("messages", "conversations")
 _ALLOWED = "input and output, or prompt and completion, or messages"
@@ -53,7 +55,7 @@ class Form:
         output: of the answer.
         messages: of the chat.
         instruction: of a text that stands before the input.
-        system: of a text that becomes the chat's first message.
+        system: of a text that becomes the chat's first message; beside a pair, of lists of messages.
         tools: of the tools that the chat template offers.
         chosen: the user named the columns, so what else there is was left out on purpose.
     """
@@ -66,6 +68,12 @@ class Form:
     system: str | None = None
     tools: str | None = None
     chosen: bool = False
+
+    @property
+    def of_prompt(self) -> list[str]:
+        """Source columns that prompts are made of."""
+        columns = (self.system, self.instruction, self.input, self.messages, self.tools)
+        return [name for name in columns if name is not None]
 
     def unread(self, record: Mapping[str, Any]) -> list[str]:
         """Columns of a record that hold something and that nothing reads."""
@@ -90,7 +98,7 @@ def check_mapping(columns: Mapping[str, str | None], report: Report) -> bool:
     if "messages" in columns and "instruction" in columns:
         problems.append("columns: instruction stands before an input; for messages, name the column as `system`")
     if "system" in columns and ("input" in columns or "output" in columns):
-        problems.append("columns: system belongs to messages; for input and output, name the column as `instruction`")
+        problems.append(f"columns: {_SYSTEM_OF_CHATS}")
     read = [] if problems else [(ours, value) for ours, value in columns.items() if ours != "id"]
     problems += [
         f"columns: {ours} and {other} are both {value!r}, so one would hold the other; give each a column of its own"
@@ -149,11 +157,15 @@ def _detected_form(
         if "input" in found:
             return Form(row_id, "input", "output", instruction="instruction", tools=tools)
         return Form(row_id, "instruction", "output", tools=tools)
-    forms = [Form(row_id, *pair, tools=tools) for pair in _PAIRS if set(pair) <= found.keys()]
-    if not forms and not require_output:
-        forms = [Form(row_id, *pair, tools=tools) for pair in _PAIRS if pair[0] in found]
     system = columns.get("system") or ("system" if "system" in found else None)
+    pairs = [pair for pair in _PAIRS if set(pair) <= found.keys()]
+    if not pairs and not require_output:
+        pairs = [pair for pair in _PAIRS if pair[0] in found]
+    forms = [Form(row_id, *pair, system=system if _is_chat(pair, found) else None, tools=tools) for pair in pairs]
     forms += [Form(row_id, messages=name, system=system, tools=tools) for name in _CHATS if name in found]
+    if len(forms) == 1 and columns.get("system") is not None and forms[0].system is None:
+        report("columns", f"{_SYSTEM_OF_CHATS}: columns: {{instruction: {system}, input: {forms[0].input}}}")
+        return None
     if len(forms) == 1:
         return forms[0]
     if forms:
@@ -163,6 +175,11 @@ def _detected_form(
     need = _ALLOWED if require_output else "input, or prompt, or messages"
     report("columns", f"found the columns {_names(found)}, need {need}; {_naming_cure(found, require_output)}")
     return None
+
+
+def _is_chat(pair: tuple[str, str], found: Mapping[str, Any]) -> bool:
+    """Whether the prompt of a pair is a list of messages."""
+    return isinstance(found.get(pair[0]), list)
 
 
 def _naming_cure(found: Mapping[str, Any], require_output: bool) -> str:
@@ -191,6 +208,7 @@ def _naming_cure(found: Mapping[str, Any], require_output: bool) -> str:
 def _mapping_of(form: Form) -> str:
     """The `columns` that would lead to a form, as a user writes it."""
     named = {"instruction": form.instruction, "input": form.input, "output": form.output, "messages": form.messages}
+    named |= {"system": form.system if form.messages else None, "tools": form.tools}
     return "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in named.items() if theirs is not None) + "}"
 
 
@@ -272,9 +290,13 @@ def _pair_row(
     if chat[0]:
         prompt = _turns(record, source, report, note)
         answer = _turns(record, target, report, note) if has_output else ()
+        prompt = None if prompt is None else _with_system(prompt, record, form, report)
         if prompt is None or answer is None:
             return None
         return _chat_row(prompt + answer, target, has_output, report)
+    if form.system is not None and not _is_blank(record.get(form.system)):
+        report("wrong type", f"{source!r} is no list of messages here, so {form.system!r} cannot be the first of them")
+        return None
     text = _prompt_text(record, source, form.instruction, report)
     output = _text(record, target, report, convert=True) if has_output else ""
     return None if text is None or output is None else (text, output, ())
@@ -306,7 +328,8 @@ def _with_system(
     if text is None:
         return None
     if turns and turns[0]["role"] == "system":
-        report("two systems", f"{form.system!r} and the first message in {form.messages!r} are both a system message")
+        column = form.messages or form.input
+        report("two systems", f"{form.system!r} and the first message in {column!r} are both a system message")
         return None
     return (Message(role="system", content=text), *turns)
 
@@ -344,7 +367,7 @@ def _text(record: Mapping[str, Any], column: str, report: Report, convert: bool)
     """Return the text in `column`; with `convert`, numbers and booleans become text, as labels often are numbers."""
     value = record.get(column)
     if convert and (isinstance(value, bool) or _is_number(value)):
-        return str(value)
+        return value.text if isinstance(value, WrittenNumber) else str(value)
     if isinstance(value, float) and not math.isfinite(value):
         report("no value", f"{column!r} is {value}, not a text")
     elif not isinstance(value, str):

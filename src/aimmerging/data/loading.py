@@ -133,11 +133,12 @@ def load_rows(
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """Rows of one table with their line or row numbers, index by index."""
+    """Rows of one table with their line or row numbers, index by index, and the columns of their prompts."""
 
     table: Table
     rows: list[Row]
     numbers: list[int]
+    of_prompt: list[str] = field(default_factory=list)
 
     def at(self, index: int) -> str:
         return self.table.at(self.numbers[index])
@@ -178,7 +179,7 @@ def _read_splits(
     task = f"task {name!r}"
     _check_fields(source, name, problems)
     files = {"train": source.train, "validation": source.validation, "test": source.test}
-    tables = find_tables(source.name, source.path, files, base, problems)
+    tables = find_tables(source.name, source.path, files, base, problems, notes)
     if source.path is None and source.train is None:
         problems.add(task, "no data", "no data is named; give `path`, or `train` and `test` files")
     elif "train" not in tables:
@@ -195,6 +196,7 @@ def _read_splits(
     }
     _check_ids(splits.values(), problems)
     _check_leaks(splits, problems)
+    _note_other_columns(splits, notes)
     return {split: data.rows for split, data in splits.items()}
 
 
@@ -219,6 +221,7 @@ def _read_split(
                 form = find_form(columns, record.values, require_output, report)
                 if form is None:
                     break
+                result.of_prompt.extend(form.of_prompt)
             unread.update(form.unread(record.values))
             row = parse_row(record.values, form, f"{split}-{index}", require_output, report, note)
             if row is not None:
@@ -232,6 +235,10 @@ def _read_split(
         counted = ", ".join(f"{name!r:.60} ({count} rows)" for name, count in unread.most_common(_COLUMNS_SHOWN))
         more = f" and {len(unread) - _COLUMNS_SHOWN} more" if len(unread) > _COLUMNS_SHOWN else ""
         notes.add(table.label, "unread columns", f"columns that nothing reads: {counted}{more}")
+    earlier = sum(any(turn["role"] == "assistant" for turn in row.messages) for row in result.rows)
+    if earlier and require_output:
+        text = f"{earlier} of {len(result.rows)} rows have assistant messages before the last one, which are a part of"
+        notes.add(table.label, "earlier answers", f"{text} the prompt; only the last message of a row is learned")
     return result
 
 
@@ -294,6 +301,16 @@ def _check_leaks(splits: Mapping[str, _Split], problems: Problems) -> None:
             count = "1 row has an input" if len(leaks) == 1 else f"{len(leaks)} rows have inputs"
             text = f"{count} of the {first} split ({other.table.label}): {'; '.join(cases)}{more}"
             problems.add(split.table.label, f"leak {first} {name}", f"{text}; {_LEAK_CURE}")
+
+
+def _note_other_columns(splits: Mapping[str, _Split], notes: Problems) -> None:
+    """Note a split whose prompts are made of more or fewer columns than those of train."""
+    wanted = splits["train"].of_prompt if "train" in splits else []
+    for split in splits.values():
+        if wanted and split.of_prompt and len(split.of_prompt) != len(wanted):
+            ours, theirs = (", ".join(map(repr, names)) for names in (split.of_prompt, wanted))
+            text = f"prompts are read from {ours}, those of the train split from {theirs}; give all the same columns"
+            notes.add(split.table.label, "other columns", text)
 
 
 def _first_places(split: _Split) -> dict["_Input", int]:

@@ -7,6 +7,7 @@ on. No reader opens a path that it found inside a data file.
 import codecs
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +96,19 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | DuplicateKey:
     return DuplicateKey(next(key for key in keys if keys.count(key) > 1))
 
 
-_parse_json = json.JSONDecoder(object_pairs_hook=_unique_keys).decode
+class WrittenNumber(float):
+    """A number with a point or an exponent that knows how its file writes it: an answer 12.50 stays 12.50."""
+
+    text: str = ""
+
+
+def _number(text: str) -> WrittenNumber:
+    number = WrittenNumber(text)
+    number.text = text
+    return number
+
+
+_parse_json = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_number).decode
 
 
 def _parser_said(error: Exception) -> str:
@@ -157,12 +170,19 @@ def _json_records(path: Path, problems: Problems) -> Iterator[Record]:
     elif not isinstance(rows, list):
         found = f"an object with keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
         problems.add(where, "not a list", f'expected a list of objects or {{"data": [...]}}, found {found}')
+    elif isinstance(value, dict) and (more := [key for key, part in value.items() if key != "data" and _is_rows(part)]):
+        cure = "put each list into a file of its own"
+        problems.add(where, "lists of rows", f"holds rows under 'data' and under {shown(more[0])}; {cure}")
     else:
         for number, row in enumerate(rows, start=1):
             if isinstance(row, dict):
                 yield Record(number, row)
             else:
                 _note_non_object(row, where, f"row {number}", problems)
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 # --- text and CSV ----------------------------------------------------------------------------------------------------
@@ -196,19 +216,33 @@ def _named(header: Sequence[str]) -> str:
     return ", ".join(map(shown, header[:8])) + (f" and {len(header) - 8} more" if len(header) > 8 else "")
 
 
+def _repeated(columns: Sequence[str]) -> list[str]:
+    """Names that more than one column has."""
+    return sorted(name for name, count in Counter(columns).items() if count > 1)
+
+
+def _twice(name: str, columns: Sequence[str]) -> str:
+    return f"the column {name!r} twice; its columns are {_named(columns)}"
+
+
 def _header_problem(header: Sequence[str]) -> str:
     """What is wrong with the first line of a CSV file, by its columns; nothing where it is fine."""
     if not any(name.strip() for name in header):
         return "the header is empty; line 1 holds the names of the columns, such as input,output"
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        return f"the header has the column {repeated[0]!r} twice; its columns are {_named(header)}"
+    if repeated := _repeated(header):
+        return f"the header has {_twice(repeated[0], header)}"
     mark = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
     if mark is not None:
         return f"the header {shown(header[0])} is separated by {mark!r}; separate columns by commas"
     return ""
 
 
+def _quoted_behind_a_blank(field: str) -> bool:
+    """Whether a field was most likely meant to be quoted: `a, "b"` has quotes in its second field."""
+    return field[:1] in (" ", "\t") and field.lstrip()[:1] == '"' and field.rstrip()[-1:] == '"'
+
+
+_BLANK_CURE = "has a blank before its quotes, so they are a part of it; write the quote right behind the comma"
 _LONE_RETURN = "not valid CSV: a line ends with a carriage return alone; save the file with line ends \\n or \\r\\n"
 
 
@@ -226,12 +260,14 @@ def _csv_records(path: Path, problems: Problems) -> Iterator[Record]:
         for fields in reader:
             if fields and len(fields) != len(header):
                 text = f"{len(fields)} fields, but the header has {len(header)} ({_named(header)}); quote fields that "
-                text += "hold commas"
+                text += "hold commas, with no blank before the quote"
                 problems.add(where, "field count", text, f"line {number}")
             elif any("\0" in field for field in fields):
                 problems.add(
                     where, "NUL", f"a field holds a NUL byte, which is no text; {_UTF8_CURE}", f"line {number}"
                 )
+            elif quoted := next(filter(_quoted_behind_a_blank, fields), None):
+                problems.add(where, "quotes", f"the field {shown(quoted)} {_BLANK_CURE}", f"line {number}")
             elif fields:
                 yield Record(number, dict(zip(header, fields, strict=True)))
             number = reader.line_num + 1
@@ -252,6 +288,10 @@ def _parquet_records(path: Path, problems: Problems) -> Iterator[Record]:
 
     try:
         with pq.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if repeated := _repeated(columns):
+                problems.add(str(path), "columns", f"the file has {_twice(repeated[0], columns)}")
+                return
             names = _class_names_of_schema(file.schema_arrow)
             yield from _arrow_records(file.iter_batches(_ARROW_BATCH_ROWS), names)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
@@ -283,11 +323,15 @@ def _arrow_records(
     batches: "Iterable[pa.RecordBatch | pa.Table]", class_names: Mapping[str, Sequence[str]]
 ) -> Iterator[Record]:
     """Yield the rows of `batches`; class labels become their names, -1 (no label) becomes None."""
+    import pyarrow as pa
+
     number = 0
     for batch in batches:
+        short = {field.name: field.type for field in batch.schema if field.type in (pa.float16(), pa.float32())}
         for row in batch.to_pylist():
             number += 1
             named = {column: _label(row[column], names) for column, names in class_names.items()}
+            named |= {column: _shortest(row[column], kind) for column, kind in short.items()}
             yield Record(number, {column: _without_padding(value) for column, value in (row | named).items()})
 
 
@@ -296,6 +340,11 @@ def _without_padding(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_padding(inner) for key, inner in value.items() if inner is not None}
     return [_without_padding(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _shortest(value: float | None, kind: "pa.DataType") -> float | None:
+    """A number of 16 or 32 bits by its shortest form, 0.1, not by the 64 bits that equal it, 0.10000000149011612."""
+    return None if value is None else float(str(kind.to_pandas_dtype()(value)))
 
 
 def _label(index: int | None, names: Sequence[str]) -> str | None:

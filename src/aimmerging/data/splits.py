@@ -1,7 +1,7 @@
 """Where the splits of a task are: one file, a folder, the layout of the released benchmarks, or a dataset."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,14 +15,16 @@ from aimmerging.data.readers import (
     open_saved_dataset,
     open_table,
 )
+from aimmerging.data.wording import shown
 
 SPLITS = ("train", "validation", "test")
 
 Tables = dict[str, Table | None]
 """Table of each split that is there; None where it is there but broken, which has been noted."""
 
-_ALIASES = {"train": "train", "validation": "validation", "dev": "validation", "valid": "validation", "test": "test"}
+_ALIASES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _RELEASED_ENDING = "_T5.json"
+_LEFT_SHOWN = 12
 
 _T = TypeVar("_T")
 
@@ -38,7 +40,12 @@ def default_name(path: str, base: Path) -> str:
 
 
 def find_tables(
-    name: str | None, path: str | None, files: Mapping[str, str | None], base: Path, problems: Problems
+    name: str | None,
+    path: str | None,
+    files: Mapping[str, str | None],
+    base: Path,
+    problems: Problems,
+    notes: Problems,
 ) -> Tables:
     """Return the table of each split.
 
@@ -48,9 +55,11 @@ def find_tables(
         files: split to explicit file; takes the place of the split that `path` has.
         base: folder at which relative paths start.
         problems: receives what is wrong.
+        notes: receives which files and splits nothing reads.
     """
+    chosen = {Path(os.path.abspath(base / file)) for file in files.values() if file is not None}
     try:
-        tables: Tables = {} if path is None else _tables_in(name, path, base, problems)
+        tables: Tables = {} if path is None else _tables_in(name, path, base, problems, notes, chosen)
     except OSError as error:  # a folder that may not be listed, a name longer than names may be
         problems.add(f"{path}", "unreadable", f"cannot be read: {error.strerror}")
         tables = dict.fromkeys(SPLITS)
@@ -60,36 +69,66 @@ def find_tables(
     return tables
 
 
-def _tables_in(name: str | None, path: str, base: Path, problems: Problems) -> Tables:
+def _tables_in(
+    name: str | None, path: str, base: Path, problems: Problems, notes: Problems, chosen: Collection[Path]
+) -> Tables:
     if path.startswith("hf:"):
-        found = _named_splits(path, open_hub_dataset(path, problems).items(), problems)
+        found = _dataset_splits(path, open_hub_dataset(path, problems), problems, notes)
     elif not (folder := base / path).is_dir():
         table = open_table(folder, problems)
         found = {"train": table} if table else {}
     elif is_saved_dataset(folder):
-        found = _named_splits(path, open_saved_dataset(folder, problems).items(), problems)
+        found = _dataset_splits(path, open_saved_dataset(folder, problems), problems, notes)
     else:
-        found = _tables_in_folder(name, folder, problems)
+        found = _tables_in_folder(name, folder, problems, notes, chosen)
     return {**found} or dict.fromkeys(SPLITS)  # with nothing found, that has been noted: no split is "just absent"
 
 
-def _tables_in_folder(name: str | None, folder: Path, problems: Problems) -> Tables:
+def _dataset_splits(where: str, found: Mapping[str, Table], problems: Problems, notes: Problems) -> dict[str, Table]:
+    splits = _named_splits(where, found.items(), problems)
+    _note_left(where, "splits", [name for name in found if name not in _ALIASES], notes)
+    return splits
+
+
+def _tables_in_folder(
+    name: str | None, folder: Path, problems: Problems, notes: Problems, chosen: Collection[Path]
+) -> Tables:
     released = [
         (file.parent.name, file)
         for file in sorted(folder.glob(f"*/*{_RELEASED_ENDING}"))
         if file.parent.name in _ALIASES
     ]
     if released:
-        chosen = _released_files(name, folder, released, problems)
+        named = _released_files(name, folder, released, problems)
     else:
-        chosen = [(file.stem.lower(), file) for file in sorted(folder.iterdir()) if file.suffix.lower() in ENDINGS]
-        if not any(stem in _ALIASES for stem, _ in chosen):
-            names = ", ".join(file.name for file in sorted(folder.iterdir())[:10]) or "nothing"
-            need = f"need train and test (and validation, dev or valid) files ending in {ENDINGS_TEXT}"
+        there = sorted(folder.iterdir())
+        named = [(file.stem.lower(), file) for file in there if file.suffix.lower() in ENDINGS]
+        if not any(stem in _ALIASES for stem, _ in named):
+            names = ", ".join(file.name for file in there[:10]) or "nothing"
+            need = f"need train and test (and validation, valid, val or dev) files ending in {ENDINGS_TEXT}"
             problems.add(str(folder), "no splits", f"found {names}; {need}")
-    splits = _named_splits(str(folder), chosen, problems)
+        read = {file for stem, file in named if stem in _ALIASES}
+        left = [file.name for file in there if file not in read and _looks_like_rows(file)]
+        _note_left(
+            str(folder), "files", [one for one in left if Path(os.path.abspath(folder / one)) not in chosen], notes
+        )
+    splits = _named_splits(str(folder), named, problems)
     # the released files count their ids anew in each split
     return {split: open_table(file, problems, f"{split}-" if released else "") for split, file in splits.items()}
+
+
+def _looks_like_rows(file: Path) -> bool:
+    """Whether a file in a task's folder may be meant as rows: by its ending, or as `train.tsv` or `test.jsonl.gz`."""
+    return file.is_file() and (file.suffix.lower() in ENDINGS or file.name.split(".")[0].lower() in _ALIASES)
+
+
+def _note_left(where: str, what: str, left: Sequence[str], notes: Problems) -> None:
+    if left:
+        names = ", ".join(map(shown, left[:_LEFT_SHOWN]))
+        more = f" and {len(left) - _LEFT_SHOWN} more" if len(left) > _LEFT_SHOWN else ""
+        notes.add(
+            where, f"unread {what}", f"{what} that nothing reads: {names}{more}; splits are {', '.join(_ALIASES)}"
+        )
 
 
 def _released_files(

@@ -1,8 +1,9 @@
-"""What is to be known of a task's answers before it is learned: labels that mean the same, or that nothing teaches.
+"""What is to be known of a task's answers before it is learned: those that mean the same, or that nothing teaches.
 
 Pure, and without a tokenizer. A task has labels where its training rows have few different answers.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -17,10 +18,12 @@ _ROWS_A_LABEL = 4
 _COMPARED = 40
 """Most labels that are compared with one another by the metric."""
 _SHOWN = 4
+_NUMBER = re.compile(r"(?=.*[-\u2212.])[-\u2212]?[0-9]+(\.[0-9]+)?")
+"""Numbers with a sign or a decimal point."""
 
 
 def examine(task: Task) -> Iterator[Finding]:
-    """What is told of a task's answers: kinds `spelling`, `several_answers`, `alike` and `unseen_label`."""
+    """What is told of a task's answers: kinds `spelling`, `several_answers`, `alike`, `numbers` and `unseen_label`."""
     if groups := spellings(task.train):
         count = sum(group.total() for group in groups)
         yield Finding(kind="spelling", task=task.name, split="train", rows=count, text=spelling_text(groups))
@@ -34,6 +37,7 @@ def examine(task: Task) -> Iterator[Finding]:
             f"right: {cases}. Use exact_match, or write the labels in words"
         )
         yield Finding(kind="alike", task=task.name, text=text)
+    yield from _misread_numbers(task)
     for split, rows in (("validation", task.validation), ("test", task.test)):
         if unknown := unseen(labels, rows, task.metric):
             text = (
@@ -69,6 +73,12 @@ def alike(labels: Counter[str], metric: str) -> list[tuple[str, str]]:
     return [pair for pair in pairs if folded(pair[0]) != folded(pair[1]) and _equal(*pair, metric)]
 
 
+def taken_for(number: str, metric: str) -> str:
+    """Another number that the metric takes for this one, because it leaves the sign or the point out; else nothing."""
+    others = (number.lstrip("-\u2212"), number.replace(".", ""))
+    return next((other for other in others if other != number and _equal(other, number, metric)), "")
+
+
 def several_answers(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Rows that ask what an earlier row asks and answer otherwise, each with the first row that asked."""
     first: dict[tuple[str, str], Row] = {}
@@ -88,6 +98,18 @@ def _rivals(task: Task, pairs: Sequence[tuple[Row, Row]]) -> Finding:
         f"{'; '.join(cases)}{more}. Look whether a column that tells them apart is not read"
     )
     return Finding(kind="several_answers", task=task.name, split="train", rows=len(pairs), text=text)
+
+
+def _misread_numbers(task: Task) -> Iterator[Finding]:
+    numbers = Counter(row.output for row in task.train if _NUMBER.fullmatch(row.output.strip()))
+    often = [number.strip() for number, _ in numbers.most_common(_COMPARED)]
+    if pairs := [(number, other) for number in often if (other := taken_for(number, task.metric))]:
+        cases = "; ".join(f"{shown(other)} for {shown(number)}" for number, other in pairs[:_SHOWN])
+        text = (
+            f"{numbers.total()} of {len(task.train)} rows have a number with a sign or a decimal point as answer, and "
+            f"{task.metric} does not look at these, so a wrong one scores as right: {cases}. Use exact_match"
+        )
+        yield Finding(kind="numbers", task=task.name, split="train", rows=numbers.total(), text=text)
 
 
 def _means_one(answer: str, labels: Counter[str], metric: str) -> bool:

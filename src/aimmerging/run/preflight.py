@@ -31,7 +31,7 @@ from aimmerging.training.progress import Progress
 SPLITS = ("train", "validation", "test")
 _CACHED_FROM = 1000
 """Rows of a split from which its measurement is kept."""
-_VERSION = 4
+_VERSION = 5
 """Of what is measured; another one makes the cache void."""
 _DRAWS = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 """What gives a template of Jinja random text."""
@@ -119,14 +119,12 @@ def write(run: RunDirectory, findings: Sequence[Finding]) -> None:
     records.write(run.path / FINDINGS, Findings(findings=(*old, *findings)))
 
 
-def forget(run: RunDirectory, task: str) -> bool:
-    """Take a task's findings, which show rows, out of the run directory; whether there were any."""
+def forget(run: RunDirectory, task: str) -> None:
+    """Take a task's findings, which show rows, out of the run directory."""
     old = run.findings()
     left = tuple(finding for finding in old if finding.task != task)
-    if len(left) == len(old):
-        return False
-    records.write(run.path / FINDINGS, Findings(findings=left))
-    return True
+    if len(left) < len(old):
+        records.write(run.path / FINDINGS, Findings(findings=left))
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -310,6 +308,10 @@ _WORDS: dict[str, _Words] = {
     "ids": _ids,
     "no_tokens": _plainly("have inputs that the tokenizer turns into nothing", "input", refuses=True),
     "unknown": _plainly("have inputs of which the tokenizer does not know every character", "input"),
+    "line_breaks": _plainly("have inputs with line breaks, which the tokenizer does not tell from spaces", "input"),
+    "capitals": _plainly(
+        "have inputs with capital letters, which the tokenizer does not tell from small ones", "input"
+    ),
     "cut_input": _cut_input,
     "cut_output": _cut_output,
     "unwritable": _unwritable,
@@ -321,6 +323,19 @@ _WORDS: dict[str, _Words] = {
         "that closes it where enable_thinking is false",
         "",
     ),
+    "second_thought": _plainly(
+        "have answers that begin with <think>, behind a prompt that ends with a thought already (the template is asked "
+        "for an empty one, enable_thinking=False), so a second thought is learned; take the thoughts out of the "
+        "answers, or give the base a template that writes none",
+        "output",
+    ),
+    "header": _changed(
+        "header",
+        "get a prompt that does not end as the chat template begins an assistant message, so answers are learned and "
+        "generated at another place than in a conversation; give the base a template that does it for "
+        "add_generation_prompt",
+    ),
+    "spaced": _changed("spaced", "have messages in which the chat template changes white space between words or lines"),
     "left_out": _changed(
         "left_out",
         "lose a part on the way through the chat template; give the base a template that writes it, or put what it "

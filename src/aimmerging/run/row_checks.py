@@ -18,8 +18,8 @@ from aimmerging.training.limits import embedding_rows
 EXAMPLES = 3
 """Places kept of each kind; the rest are counted."""
 _BATCH = 1000
-_OPEN_THOUGHT = "<think>"
-"""How templates of reasoning models begin a chain of thought."""
+_THOUGHT, _THOUGHT_END = "<think>", "</think>"
+"""How templates of reasoning models begin and end a chain of thought."""
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ def measure(rows: Sequence[Row], metric: str, codec: Codec, settings: Any) -> Me
     """
     found = Measured(rows=len(rows))
     special = special_tokens(codec)
-    size, check = embedding_rows(settings), TemplateCheck(codec)
+    size, check, unkept = embedding_rows(settings), TemplateCheck(codec), unkept_signs(codec)
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         _measure_prompts(batch, start, check, size, found)
@@ -67,6 +67,9 @@ def measure(rows: Sequence[Row], metric: str, codec: Codec, settings: Any) -> Me
                 found.add("special_answer", index)
             if special.search(row.input):
                 found.add("special_prompt", index)
+            for kind, signs in unkept.items():
+                if signs.search(row.input.strip()):
+                    found.add(kind, index)
     return found
 
 
@@ -83,8 +86,10 @@ def _measure_prompts(rows: Sequence[Row], start: int, check: TemplateCheck, size
         if codec.templated:
             for kind in dict.fromkeys(change.kind for change in check.changes(row, text)):
                 found.add(kind, index)
-            if text.rstrip().endswith(_OPEN_THOUGHT):
+            if text.rstrip().endswith(_THOUGHT):
                 found.add("thinking", index)
+            elif text.rstrip().endswith(_THOUGHT_END) and row.output.lstrip().startswith(_THOUGHT):
+                found.add("second_thought", index)
     unknown = codec.tokenizer.unk_token_id
     unknown = None if unknown == codec.tokenizer.eos_token_id else unknown  # GPT-2 names one token for both
     encoded = codec.prompt_ids([text for _, text in written])
@@ -129,6 +134,16 @@ def _measure_answers(
 def _best(text: str, row: Row, metric: str) -> float:
     """The score of a text, 0..1, were it the prediction; equal texts need no metric."""
     return 1.0 if text == row.output.strip() else metrics.score(metric, [text], [row.output])[0]
+
+
+def unkept_signs(codec: Codec) -> dict[str, re.Pattern[str]]:
+    """Kinds of signs that the tokenizer does not keep, as T5's writes line breaks as spaces: what finds them."""
+    pairs = {"line_breaks": ("a\nb", "a b", r"\n"), "capitals": ("A b", "a b", r"[A-Z]")}
+    both = {kind: codec.prompt_ids(pair[:2]) for kind, pair in pairs.items()}
+    unknown = codec.tokenizer.unk_token_id  # it would make any two texts equal
+    return {
+        kind: re.compile(pairs[kind][2]) for kind, (one, other) in both.items() if one == other and unknown not in one
+    }
 
 
 def special_tokens(codec: Codec) -> re.Pattern[str]:

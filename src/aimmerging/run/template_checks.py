@@ -19,6 +19,8 @@ from aimmerging.training.encoding import Codec
 _SYSTEM = ("system", "developer")
 _WORD = "zq{:04d}x"
 """A text of a stand-in: of the same length each, so that none is part of another."""
+_ANSWER = _WORD.format(0)
+"""A stand-in's answer."""
 
 
 class Part(NamedTuple):
@@ -68,7 +70,8 @@ class TemplateCheck:
             return list(shape.changes)  # most rows, without the cost of what follows
         squeezed = _squeezed(prompt)
         lost = [part for place, part in enumerate(parts(row)) if place in shape.lost or not _holds(squeezed, part)]
-        return list(dict.fromkeys([*(Change(part.kind, part.what) for part in lost), *shape.changes]))
+        found = [*(Change(part.kind, part.what) for part in lost), *_spaced(row, prompt, squeezed), *shape.changes]
+        return list(dict.fromkeys(found))
 
     def _shape(self, row: Row) -> _Shape:
         stand_in = _stand_in(row)
@@ -84,7 +87,24 @@ class TemplateCheck:
         squeezed = _squeezed(prompt)
         lost = frozenset(place for place, part in enumerate(parts(stand_in)) if not _holds(squeezed, part))
         changes = (*_order(stand_in.messages, squeezed), *self._roles(stand_in, prompt))
-        return _Shape(lost, changes)
+        return _Shape(lost, (*changes, *self._header(stand_in, prompt)))
+
+    def _header(self, stand_in: Row, prompt: str) -> Iterator[Change]:
+        """Where answers follow another text than the one that the template writes before assistant messages.
+
+        A prompt may end with more than that: reasoning models get an empty thought there.
+        """
+        answered = replace(stand_in, output=_ANSWER)
+        try:
+            written = self.codec.conversation_text(answered).partition(_ANSWER)[0]
+        except ModelError:
+            return
+        last = next((turn["content"] for turn in reversed(stand_in.messages) if turn["content"].strip()), "")
+        if not last or last not in prompt or last not in written:
+            return
+        asked, usual = prompt.rpartition(last)[2], written.rpartition(last)[2]
+        if not _squeezed(asked).startswith(_squeezed(usual)):
+            yield Change("header", f"the prompt ends with {shown(asked)}, assistant messages begin with {shown(usual)}")
 
     def _roles(self, stand_in: Row, prompt: str) -> Iterator[Change]:
         """Roles whose messages are written as those of another role would be."""
@@ -247,6 +267,13 @@ def _order(turns: Sequence[Message], squeezed: str) -> Iterator[Change]:
         yield Change("reordered", "")
     elif not folded and not _in_turn([turn["content"] for turn in written], squeezed):
         yield Change("moved", "")
+
+
+def _spaced(row: Row, prompt: str, squeezed: str) -> Iterator[Change]:
+    """Messages whose white space between words is changed; the one around them makes no difference."""
+    for turn in _turns(row):
+        if turn["content"].strip() not in prompt and _squeezed(turn["content"]) in squeezed:
+            yield Change("spaced", f"the message of role {turn['role']!r}")
 
 
 def _in_turn(texts: Sequence[str], squeezed: str) -> bool:

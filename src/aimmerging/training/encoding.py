@@ -105,14 +105,26 @@ class Codec:
                     "model.chat_template is false); use a chat model, or rows with input and output"
                 )
             return row.input
+        return self._written(row, [], add_generation_prompt=True)
+
+    def conversation_text(self, row: Row) -> str:
+        """The prompt and its answer as the chat template writes them where the answer is one of the messages.
+
+        Raises:
+            ModelError: the chat template refuses the row.
+        """
+        return self._written(row, [{"role": "assistant", "content": row.output}], add_generation_prompt=False)
+
+    def _written(self, row: Row, answer: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        """What the chat template writes of a row, with an answer behind it or with what asks for one."""
         turns = [dict(turn) for turn in row.messages] or [{"role": "user", "content": row.input}]
         tools = [dict(tool) for tool in row.tools] or None
         try:
             return self.tokenizer.apply_chat_template(
-                turns,
+                [*turns, *answer],
                 tools=tools,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 chat_template=self._template(tools),
                 **TEMPLATE_INPUT,
             )
