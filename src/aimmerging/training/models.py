@@ -344,7 +344,8 @@ def _add_adapter(model: Any, name: str, tensors: dict[str, Any], *, beside: list
 
     settings = copy(model.peft_config[TRAINED])
     ranks = {len(value) for key, value in tensors.items() if "lora_A" in key}
-    if len(ranks) == 1 and ranks != {settings.r}:
+    # a rank_pattern names other ranks than `r` by itself, with the alpha that they were trained with
+    if len(ranks) == 1 and ranks != {settings.r} and not settings.rank_pattern:
         [rank] = ranks
         growth = rank / settings.r
         settings.lora_alpha = settings.lora_alpha * (growth**0.5 if settings.use_rslora else growth)
