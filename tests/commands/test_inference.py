@@ -9,6 +9,8 @@ import torch
 from command_line import command, refused
 from short_runs import files_of, read_rows, task_files, write_rows
 
+from aimmerging.run import generation
+
 pytestmark = pytest.mark.slow
 KINDS = ("t5", "llama")
 
@@ -80,6 +82,14 @@ def test_predict_answers_as_the_evaluation_did(trained):
     assert text.out == answers[0]["prediction"] + "\n"
     record = command("predict", trained.run, answers[0]["input"], "--json").json
     assert record == {"id": "text", "input": answers[0]["input"], "prediction": answers[0]["prediction"]}
+
+
+def test_predict_says_which_answers_were_cut(trained, monkeypatch):
+    """Where one token is allowed, the answers of one letter are there and their end is not."""
+    question, whole = "beta 1?", generation.generation_config
+    assert "cut" not in command("predict", trained.run, question).err
+    monkeypatch.setattr(generation, "generation_config", lambda base, codec, limit=None: whole(base, codec, 1))
+    assert "1 of 1 answers were cut at 4 tokens" in " ".join(command("predict", trained.run, question).err.split())
 
 
 def test_predict_needs_no_answers_in_the_file(trained, tmp_path):

@@ -14,6 +14,7 @@ from aimmerging import Aim, ContinualTrainer, Method
 from aimmerging.errors import ModelError
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.encoding import Collator
+from aimmerging.training.models import adapter_active, adapter_state
 
 
 def base(folder):
@@ -112,6 +113,21 @@ def test_plain_lora_of_every_kind_is_taken(tiny_llama, options):
     own = {name: value for name, value in model.named_parameters() if ".lora_" not in name}
     for name, value in own.items():
         assert torch.equal(value, before[name.removeprefix("base_model.model.").replace(".base_layer", "")])
+
+
+@pytest.mark.parametrize("ranks", [{"q_proj": 4}, {"q_proj": 4, "v_proj": 4}], ids=["one", "all"])
+def test_an_earlier_state_of_an_adapter_with_ranks_of_its_own_answers_as_it_did(tiny_llama, ranks):
+    """Also where all layers have the same rank and it is not `r`."""
+    model = attached(tiny_llama, r=8, lora_alpha=16, rank_pattern=ranks, init_lora_weights=False).eval()
+    ids = torch.tensor([[5, 9, 40, 41]])
+    before, state = model(input_ids=ids).logits.detach(), adapter_state(model)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(torch.randn_like(value))
+    assert not torch.allclose(model(input_ids=ids).logits, before, atol=1e-3)
+    with adapter_active(model, state):
+        assert torch.allclose(model(input_ids=ids).logits, before, atol=1e-6)
 
 
 @pytest.fixture

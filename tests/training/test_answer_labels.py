@@ -11,7 +11,7 @@ from aimmerging.data.tasks import Row
 from aimmerging.errors import ModelError
 from aimmerging.run.generation import generate
 from aimmerging.training.encoding import Codec, Collator, Truncation
-from aimmerging.training.models import load_model
+from aimmerging.training.models import decoder_inputs, load_model
 
 WORDS = ["joy", "anger", "fear", "which", "mood", "is", "this", "said", "kim"]
 ROWS = [Row("1", "said kim is this joy", "joy"), Row("2", "which mood is this", "anger fear")]
@@ -35,6 +35,11 @@ def gemma_vocabulary():
     return {token: place for place, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters])}
 
 
+def nllb_vocabulary():
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz?:."]
+    return {token: place for place, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters])}
+
+
 def tokenizer_of(family):
     fairseq = pieces("<s>", "<pad>", "</s>", "<unk>")
     languages = {"src_lang": "en_XX", "tgt_lang": "ro_RO"}
@@ -43,6 +48,7 @@ def tokenizer_of(family):
         "bart": lambda: hf.BartTokenizer(vocab=bytes_and_words("<s>", "<pad>", "</s>", "<unk>", "<mask>"), merges=[]),
         "mbart": lambda: hf.MBartTokenizer(vocab=fairseq, **languages),
         "mbart50": lambda: hf.MBart50Tokenizer(vocab=fairseq, **languages),
+        "nllb": lambda: hf.NllbTokenizer(vocab=nllb_vocabulary(), src_lang="eng_Latn", tgt_lang="fra_Latn"),
         "pegasus": lambda: hf.PegasusTokenizer(
             vocab=pieces("<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk>"), offset=2
         ),
@@ -78,6 +84,7 @@ SEQ2SEQ = {
     "bart": (hf.BartConfig, hf.BartForConditionalGeneration),
     "mbart": (hf.MBartConfig, hf.MBartForConditionalGeneration),
     "mbart50": (hf.MBartConfig, hf.MBartForConditionalGeneration),
+    "nllb": (hf.M2M100Config, hf.M2M100ForConditionalGeneration),
     "pegasus": (hf.PegasusConfig, hf.PegasusForConditionalGeneration),
 }
 DECODERS = {
@@ -96,6 +103,7 @@ def start_of(family, tokenizer):
         "bart": tokenizer.eos_token_id,
         "mbart": tokenizer.convert_tokens_to_ids("ro_RO"),
         "mbart50": tokenizer.convert_tokens_to_ids("ro_RO"),
+        "nllb": tokenizer.eos_token_id,
         "pegasus": tokenizer.pad_token_id,
     }[family]
 
@@ -122,6 +130,8 @@ def model_of(family, tokenizer):
         return model(kind(**size, **ids))
     size = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
     size |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "dropout": 0.0}
+    if family == "nllb":  # its defaults would drop the only layer at times, and scale the embeddings
+        size |= {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "scale_embedding": False, "attention_dropout": 0.0}
     return model(kind(**size, **ids, max_position_embeddings=64, init_std=0.1, forced_eos_token_id=None))
 
 
@@ -178,6 +188,19 @@ def test_what_each_family_puts_around_an_answer():
     assert shown(codec_of("bart"), row) == ["<s>", "y", "</s>"]
     assert shown(codec_of("mbart"), row) == ["▁joy", "</s>", "ro_RO"]
     assert shown(codec_of("mbart50"), row) == ["ro_RO", "▁joy", "</s>"]
+    assert shown(codec_of("nllb"), row) == ["fra_Latn", "y", "</s>"]
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_memory_rows_and_probes_feed_the_decoder_as_training_does(family):
+    """They compute their losses from logits, so they give the decoder's inputs themselves."""
+    codec = codec_of(family)
+    model = model_of(family, codec.tokenizer).eval()
+    batch = Collator(codec.tokenizer.pad_token_id)(codec.examples(ROWS))
+    inputs = decoder_inputs(model, batch["labels"])
+    trained = model(**batch).logits
+    del batch["labels"]
+    assert torch.equal(model(**batch, decoder_input_ids=inputs).logits, trained)
 
 
 @pytest.mark.parametrize("family", EVERY)

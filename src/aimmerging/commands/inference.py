@@ -16,7 +16,7 @@ from aimmerging.data.splits import default_name
 from aimmerging.data.tasks import Row, Task
 from aimmerging.errors import ConfigError
 from aimmerging.run import changes, general, preflight, sources
-from aimmerging.run.generation import evaluate, generate, points
+from aimmerging.run.generation import answers, evaluate, points
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion
 from aimmerging.store.run_directory import RunDirectory, Stage
@@ -184,11 +184,19 @@ def answer(run: Path, rows: Sequence[Row], progress: Progress, name: str | None 
     """
     config, loaded, *_, ranks = load_learned(run, progress, name)
     preflight.check_prompts(rows, loaded.codec, loaded.settings, progress)
-    size = config.evaluation.batch_size
+    size, cut = config.evaluation.batch_size, list[Row]()
     together = size * ranks.num_processes
     with progress.bar("answering", len(rows)) as advance:
         for start in range(0, len(rows), together):
             batch = rows[start : start + together]
-            texts = generate(loaded.model, loaded.codec, batch, size, advance, ranks)
-            for row, text in zip(batch, texts, strict=True):
-                yield {"id": row.id, "input": row.input, "prediction": text}
+            found = answers(loaded.model, loaded.codec, batch, size, advance, ranks)
+            cut += [row for row, one in zip(batch, found, strict=True) if one.cut]
+            for row, one in zip(batch, found, strict=True):
+                yield {"id": row.id, "input": row.input, "prediction": one.text}
+    if cut:
+        first = ", ".join(repr(row.id) for row in cut[:3])
+        more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+        progress.say(
+            f"note: {len(cut)} of {len(rows)} answers were cut at {loaded.codec.max_output_tokens} tokens "
+            f"(training.max_output_tokens of the run) before the model had ended them: {first}{more}"
+        )

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from aimmerging.core.signals import TokenLoss, token_losses
 from aimmerging.errors import ConfigError
 from aimmerging.training.memory_folder import Memory
+from aimmerging.training.models import decoder_inputs
 
 
 class ForgettingProbe(TrainerCallback):
@@ -97,7 +98,7 @@ class ForgettingProbe(TrainerCallback):
                 collated = trainer.data_collator(list(rows[start : start + self.batch_size]))
                 batch: Any = dict(send_to_device(collated, trainer.accelerator.device))
                 if encoder_decoder and "decoder_input_ids" not in batch:
-                    batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+                    batch["decoder_input_ids"] = decoder_inputs(model, batch["labels"])
                 labels = batch.pop("labels")
                 with trainer.compute_loss_context_manager():
                     logits = model(**batch).logits

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from aimmerging.errors import ConfigError
 from aimmerging.training.distillation import AnswerLogits
+from aimmerging.training.models import decoder_inputs
 
 
 class MemoryBatch(NamedTuple):
@@ -70,7 +71,7 @@ def join(inputs: Mapping[str, Tensor], memory_batch: MemoryBatch, model: Any) ->
     """
     inputs, other = dict(inputs), dict(memory_batch.batch)
     if "decoder_input_ids" in other and "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+        inputs["decoder_input_ids"] = decoder_inputs(model, inputs["labels"])
     for batch in (inputs, other):
         batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
     if inputs.keys() != other.keys():

@@ -14,7 +14,7 @@ from aimmerging.data.tasks import Row
 from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.errors import ModelError
 from aimmerging.training.adapters import check_attached
-from aimmerging.training.encoding import Codec
+from aimmerging.training.encoding import IGNORED, Codec
 from aimmerging.training.fingerprint import fingerprint
 from aimmerging.training.limits import codec_of
 
@@ -82,7 +82,7 @@ def _check_answer_start(base: Any, codec: Codec, name: str) -> None:
     if not codec.encoder_decoder:
         return
     labels = torch.tensor([codec.answer(Row("start", "", "answer"))])
-    trained = int(base.prepare_decoder_input_ids_from_labels(labels)[0, 0])
+    trained = int(decoder_inputs(base, labels)[0, 0])
     settings = base.generation_config
     named = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
     generated = named[0] if isinstance(named, list) else named
@@ -94,6 +94,23 @@ def _check_answer_start(base: Any, codec: Codec, name: str) -> None:
             f"decoder_start_token_id to {trained} in its generation_config.json (for a model of many languages, "
             "tgt_lang in its tokenizer_config.json decides which token that is)"
         )
+
+
+def decoder_inputs(model: Any, labels: Any) -> Any:
+    """What an encoder-decoder's decoder is fed while it learns labels: the same tokens, one place later.
+
+    Not every class says it: M2M100 and NLLB, among others, only do it inside of their forward.
+
+    Args:
+        model: of transformers, with or without PEFT's wrapper.
+        labels: [rows, length], -100 where there is no loss.
+    """
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return own(labels=labels)
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = model.config.decoder_start_token_id
+    return shifted.masked_fill(shifted == IGNORED, model.config.pad_token_id)
 
 
 @contextmanager
@@ -344,7 +361,8 @@ def _add_adapter(model: Any, name: str, tensors: dict[str, Any], *, beside: list
 
     settings = copy(model.peft_config[TRAINED])
     ranks = {len(value) for key, value in tensors.items() if "lora_A" in key}
-    if len(ranks) == 1 and ranks != {settings.r}:
+    # a rank_pattern names other ranks than `r` by itself, with the alpha that they were trained with
+    if len(ranks) == 1 and ranks != {settings.r} and not settings.rank_pattern:
         [rank] = ranks
         growth = rank / settings.r
         settings.lora_alpha = settings.lora_alpha * (growth**0.5 if settings.use_rslora else growth)

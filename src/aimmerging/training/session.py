@@ -26,7 +26,7 @@ from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.length_batches import from_short_to_long
-from aimmerging.training.models import adapter_state, set_adapter_state
+from aimmerging.training.models import adapter_state, decoder_inputs, set_adapter_state
 from aimmerging.training.rehearsal import StepRehearsal, memory_loss, rehearsal_moments
 from aimmerging.training.rehearsal_checks import check_method
 from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
@@ -425,7 +425,7 @@ class Session:
             self.count(collated)
         batch: Any = send_to_device(collated, self.trainer.accelerator.device)
         if not self.shift and "decoder_input_ids" not in batch:
-            batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(batch["labels"])
+            batch["decoder_input_ids"] = decoder_inputs(self.model, batch["labels"])
         return self.narrowed(batch) if narrow else dict(batch)
 
     def count(self, batch: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from aimmerging.training.hf_hooks import TrainerHooks
 from aimmerging.training.joint_batches import MemoryBatch, join
 from aimmerging.training.memory_folder import Memory, recall, remember
 from aimmerging.training.method import Method
+from aimmerging.training.next_token import check_next_token
 from aimmerging.training.rehearsal_settings import RehearsalSettings
 from aimmerging.training.session import Session
 
@@ -95,7 +96,7 @@ class ContinualMixin(TrainerHooks):
 
     Raises:
         ModelError: nothing of the model is trainable, the method merges and the adapter is not plain LoRA, or it runs
-            under DeepSpeed or FSDP, which are not supported.
+            under DeepSpeed or FSDP, which are not supported. In the first step: the model does not learn to generate.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class ContinualMixin(TrainerHooks):
             prepare_for_compile(self.session.model)
         self.session.in_step.joint = super().compute_loss.__func__ is Trainer.compute_loss  # pyright: ignore[reportAttributeAccessIssue]
         self.unmoved: list[torch.Tensor] | None = None
+        self._next_token_checked = False
         self._micro_losses: list[torch.Tensor] = []
         self._step_rows = 0
         self._memory_batch: MemoryBatch | None = None
@@ -151,6 +153,9 @@ class ContinualMixin(TrainerHooks):
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's, keeping the loss for signals.jsonl and counting rows; the loss is the task's alone."""
         self._step_rows += len(inputs["input_ids"]) * self.session.world
+        if not self._next_token_checked:
+            check_next_token(self.session, inputs)
+            self._next_token_checked = True
         self._memory_batch = self.session.in_step.take()
         if self._memory_batch is None:
             self.session.count(inputs)
