@@ -56,7 +56,16 @@ def main() -> None:
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             typer.echo("stopped; a run keeps what is committed, and the same command goes on after it", err=True)
+        elif end.code in (None, 0, _CANDIDATE):
+            _leave_processes()
         raise
+
+
+def _leave_processes() -> None:
+    """Under torchrun, end the process group; a thread of it that is left may abort the exit, as if all had failed."""
+    distributed = sys.modules.get("torch.distributed")  # --help does not load it
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @app.command()

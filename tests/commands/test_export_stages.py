@@ -53,13 +53,13 @@ def test_answers_come_a_batch_at_a_time(trained, tmp_path, monkeypatch):
     text = path.read_text().replace("evaluation:\n  split: test\n  batch_size: 64", "evaluation:\n  batch_size: 2")
     path.write_text(text)
     made = []
-    inner = inference.generate
+    inner = inference.answers
 
     def counted(model, codec, rows, *rest):
         made.append(len(rows))
         return inner(model, codec, rows, *rest)
 
-    monkeypatch.setattr(inference, "generate", counted)
+    monkeypatch.setattr(inference, "answers", counted)
     rows = [Row(str(place), f"beta {place}?", "") for place in range(5)]
     answers = inference.answer(run, rows, Progress())
     assert next(answers)["id"] == "0"

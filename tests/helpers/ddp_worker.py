@@ -171,5 +171,6 @@ if __name__ == "__main__":
     kind, *paths, last = sys.argv[1:]
     if kind == "trainers":
         trainers([Path(path) for path in paths], Path(last))
+        torch.distributed.destroy_process_group()
     else:
         command(Path(paths[0]), Path(last))

@@ -156,3 +156,4 @@ if __name__ == "__main__":
         folder = Path(words[1])
         account = scored(Path(words[0]), folder, PartialState(cpu=True))
         folder.with_name(f"{folder.name}-rank-{RANK}.json").write_text(json.dumps(account))
+        PartialState().destroy_process_group()

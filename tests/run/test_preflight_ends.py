@@ -133,4 +133,6 @@ def test_predict_says_what_is_cut_and_refuses_what_cannot_be_encoded(tmp_path):
     assert "1 of 1 rows are longer than 24 tokens" in said
     said = command("predict", tmp_path / "run", "is <s> here?").err
     assert "special token" in said
-    assert command("predict", tmp_path / "run", "which mood 3?").err == ""
+    said = command("predict", tmp_path / "run", "which mood 3?").err  # hardly trained, so its answer may go on
+    assert "rows" not in said
+    assert "special token" not in said
