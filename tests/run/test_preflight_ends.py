@@ -133,6 +133,7 @@ def test_predict_says_what_is_cut_and_refuses_what_cannot_be_encoded(tmp_path):
     assert "1 of 1 rows are longer than 24 tokens" in said
     said = command("predict", tmp_path / "run", "is <s> here?").err
     assert "special token" in said
-    said = command("predict", tmp_path / "run", "which mood 3?").err  # hardly trained, so its answer may go on
-    assert "rows" not in said
-    assert "special token" not in said
+    said = " ".join(command("predict", tmp_path / "run", "which mood 3?").err.split())
+    # hardly trained, so its answer may go on until it is cut; there is nothing else to tell
+    assert said.count("note:") == said.count("answers were cut at")
+    assert said == "" or said.startswith("note: 1 of 1 answers were cut at")

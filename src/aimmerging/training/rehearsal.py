@@ -203,7 +203,7 @@ class StepRehearsal:
         rows = [len(batch["input_ids"]) for batch in found]
         widths = [batch["input_ids"].shape[1] for batch in found]
         added = 0 if self.settings.budget == "within" else -(-len(refs) // len(found))
-        most = (size + added) * max([*widths, *lengths, self.longest])
+        most = (size + added) * max([*widths, self.longest])
         return [[refs[place] for place in part] for part in spread(lengths, rows, widths, most)]
 
     def _places(self) -> range:
