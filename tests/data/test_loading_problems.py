@@ -245,7 +245,9 @@ def test_missing_splits(tmp_path):
         (TaskSource(path=str(tmp_path / "empty")), ["found notes.txt; need train and test"]),
         (TaskSource(path=str(tmp_path / "only")), ["no train split"]),
         (TaskSource(path=str(tmp_path / "two"), carve_test=0.5), ["two sources for the train split"]),
-        (TaskSource(path=str(tmp_path / "gone")), ["gone: no such file"]),
+        (TaskSource(path=str(tmp_path / "gone")), [f"gone: no such file; looked in {tmp_path}"]),
+        (TaskSource(path=str(tmp_path / "tow")), [f"no such file (did you mean 'two'?); looked in {tmp_path}"]),
+        (TaskSource(path=str(tmp_path / "no/where")), [f"looked in {tmp_path}/no, which is not there"]),
         (TaskSource(path=str(tmp_path / "two/train.csv"), train="x.csv", test="y.csv"), ["x.csv", "y.csv", "drop one"]),
     ):
         found = problems_of(lambda source=source: load_task(source, 0))

@@ -11,11 +11,11 @@ import short_runs
 from command_line import command, refused
 from short_runs import read_rows, task_files
 
-from aimmerging.config import resolve
+from aimmerging.config import GateConfig, resolve
 from aimmerging.core.gate import judge
 from aimmerging.core.paired import paired_interval
 from aimmerging.errors import ConfigError, RunDirectoryError
-from aimmerging.run.gating import judge_stage
+from aimmerging.run.gating import floors_of_nothing, judge_stage
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import files, promotion, records
 from aimmerging.store.records import Gate
@@ -222,6 +222,18 @@ def test_a_run_stops_at_the_first_candidate_and_says_so_again(tiny_t5, tmp_path)
     command("promote", tmp_path / "run")
     result = command("run", config, "--out", tmp_path / "run", "--json", code=3)
     assert result.json["tasks"] == ["alpha", "beta"]
+
+
+def test_a_floor_that_no_task_has_is_told_before_training(tiny_t5, tmp_path):
+    """By doctor and at the start of a run; nothing is said where every floor has its task or general set."""
+    gate = {"max_drop": 100, "floors": {"alhpa": 1, "beta": 0}}
+    config = short_runs.config_file(tmp_path, tiny_t5, method="sequential", gate=gate)
+    said = "gate.floors names 'alhpa' (did you mean 'alpha'?)"
+    assert said in " ".join(command("doctor", config).out.split())
+    run = command("run", config, "--out", tmp_path / "run")
+    assert run.err.index(said) < run.err.index("learned alpha")
+    assert "names 'beta'" not in run.err
+    assert floors_of_nothing(None, []) == floors_of_nothing(GateConfig(floors={"a": 1}), ["a"]) == []
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 from aimmerging.config import load_config
 from aimmerging.methods import build
-from aimmerging.run import preflight, schedule, sources
+from aimmerging.run import gating, preflight, schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
 from aimmerging.training import trackers
@@ -62,5 +62,6 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
             for task in stream
         ],
         "general": {one.name: len(one.test) for one in sets},
+        "floors": gating.floors_of_nothing(config.gate, [*stream.names, *(one.name for one in sets)]),
         "findings": [finding.to_json() | {"sentence": str(finding)} for finding in findings],
     }

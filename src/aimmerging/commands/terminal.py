@@ -90,8 +90,8 @@ def show_findings(findings: dict[str, Any]) -> None:
         rows = [[task["name"], *(str(task[key]) for key in keys)] for task in config["tasks"]]
         title = f"{config['method']} ({config['preset']}) on {config['model']} would run"
         show_table(title, ["task", *(key.replace("_", " ") for key in keys)], rows)
-        for finding in config["findings"]:
-            console.print(f"note: {printable(finding['sentence'])}", highlight=False, markup=False)
+        for note in (*(finding["sentence"] for finding in config["findings"]), *config["floors"]):
+            console.print(f"note: {printable(note)}", highlight=False, markup=False)
         for task in config["tasks"]:
             for warning in task["warnings"]:
                 console.print(f"{task['name']}: warning: {warning}", highlight=False, markup=False)

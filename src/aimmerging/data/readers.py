@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aimmerging.data.problems import Problems
+from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.wording import shown
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def open_table(path: Path, problems: Problems, id_prefix: str = "") -> Table | N
         if path.is_dir():
             problems.add(label, "folder", "is a folder; a file is needed here")
         elif not path.exists():
-            problems.add(label, "missing file", "no such file")
+            problems.add(label, "missing file", f"no such file{_beside(path)}")
         elif not path.is_file():
             problems.add(label, "not a file", "is not a regular file")
         elif reader is None:
@@ -74,6 +74,14 @@ def open_table(path: Path, problems: Problems, id_prefix: str = "") -> Table | N
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         problems.add(label, "unreadable", f"cannot be read: {error}")
     return None
+
+
+def _beside(path: Path) -> str:
+    """Where a file was looked for, and what lies there under a name that is nearly its own."""
+    folder = path.absolute().parent
+    names = [other.name for other in folder.iterdir()] if folder.is_dir() else []
+    missing = "" if folder.is_dir() else ", which is not there"
+    return f"{did_you_mean(path.name, names)}; looked in {folder}{missing}"
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """Judge a stage that is about to be committed by the run's gate, on the predictions that both stages keep."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from aimmerging.config import GateConfig
 from aimmerging.core.gate import judge
+from aimmerging.data.problems import did_you_mean
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run.scoring import EvaluationSet, Predictions
 from aimmerging.store import records
@@ -31,6 +32,20 @@ def unanswered(gate: GateConfig | None, past: Sequence[Stage]) -> list[Evaluatio
     if gate is None or not past:
         return []
     return [one for one in EvaluationSet.saved(past) if not past[-1].predictions(one.place, one.name).exists()]
+
+
+def floors_of_nothing(gate: GateConfig | None, names: Collection[str]) -> list[str]:
+    """A sentence for each floor that no task and no general set has; said before training, where a slip can be mended.
+
+    Args:
+        gate: of the run.
+        names: of everything that will be scored.
+    """
+    return [
+        f"gate.floors names {name!r}{did_you_mean(name, names)}, which is no task and no general set of this run, so "
+        "this floor holds nothing back until a task of that name is learned"
+        for name in sorted((gate.floors if gate else {}).keys() - set(names))
+    ]
 
 
 def judge_stage(

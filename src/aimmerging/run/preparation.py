@@ -13,7 +13,7 @@ from aimmerging.config import RunConfig, for_one_task
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import Method
-from aimmerging.run import changes, general, preflight, recovery, sources, stage_writer
+from aimmerging.run import changes, gating, general, preflight, recovery, sources, stage_writer
 from aimmerging.run.checkpoints import Working
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion, run_directory
@@ -155,7 +155,7 @@ def working_folder(
 
 
 def check_scorable(setting: Setting, todo: Todo) -> None:
-    """Refuse, before anything is trained, what could not be scored after it.
+    """Refuse, before anything is trained, what could not be scored after it; say which floor would hold nothing back.
 
     Raises:
         ConfigError: a task has no row in the split that is evaluated on, or the gate has no earlier stage to compare.
@@ -181,6 +181,10 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
             f"evaluation.split is {split}, of which there are no rows in {', '.join(missing)}; "
             f"give `{split}` files, set `carve_{split}`, or evaluate on another split"
         )
+    learned = RunDirectory.open(setting.out).learned if run_directory.is_run(setting.out) else ()
+    sets = [source.name for source in setting.config.evaluation.general]
+    for sentence in gating.floors_of_nothing(setting.config.gate, [*learned, *(task.name for task in tasks), *sets]):
+        setting.progress.say(f"note: {sentence}")
     run_directory.open_reference(setting.out, setting.config, {task.name: task.sha256 for task in tasks})
 
 

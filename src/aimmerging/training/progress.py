@@ -60,7 +60,7 @@ class Progress:
 
 
 def quiet_libraries() -> None:
-    """Silence transformers, whose bars this progress replaces, and one deprecation inside PEFT."""
+    """Silence transformers, whose bars this progress replaces, and what PEFT says that nobody can act on."""
     import warnings
 
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -68,6 +68,8 @@ def quiet_libraries() -> None:
     disable_progress_bar()
     set_verbosity_error()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    # PEFT asks the hub for the base whenever it reads an adapter; whether embeddings are trained is known here
+    warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file in")
 
 
 class TerminalProgress(Progress):
