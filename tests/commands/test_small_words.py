@@ -74,9 +74,13 @@ def test_a_text_may_begin_with_dashes(run, text):
 
 @pytest.mark.slow
 def test_a_slip_in_an_option_is_not_taken_for_a_text(run):
-    assert "'--jsn' is no option (did you mean '--json'?); to have the text itself answered" in refused(
-        "predict", run, "--jsn"
-    )
+    said = "is no option (did you mean '--json'?); predict has --json, --input"
+    assert f"'--jsn' {said}" in refused("predict", run, "--jsn")
+    assert f"'--jsno' {said}" in refused("predict", run, "--jsno", "a text")
+    for rest in (["--output", "answers.jsonl"], ["--output=answers.jsonl"]):
+        assert "'--output' is no option" in refused("predict", run, "--input", "rows.jsonl", *rest)
+    assert "TEXT came in 3 parts" in refused("predict", run, "where", "is", "it")
+    assert "either a TEXT or --input FILE" in refused("predict", run, "a text", "--input", "rows.jsonl")
     for text in ("--help", "--jsn", "--text"):  # the cure that the message names works
         assert command("predict", run, "--json", "--", text).json["input"] == text
 

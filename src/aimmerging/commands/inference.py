@@ -105,27 +105,56 @@ def task_at(path: str, name: str | None, metric: str, columns: Mapping[str, str 
     return load_task(source, seed=0)
 
 
-def rows_at(
-    text: str | None, file: Path | None, columns: Mapping[str, str | None] | None, *, escaped: bool = False
-) -> tuple[list[Row], list[str]]:
-    """The rows to answer, and what was met while reading them: one text, or the inputs of a file.
+def one_text(texts: Sequence[str], file: Path | None, *, escaped: bool = False) -> str | None:
+    """The text to answer; None where a file is given in its place.
 
-    With `escaped` the text was given after `--`, so it is none of the options that it may look like.
+    Args:
+        texts: what stands on the command line beside options.
+        file: of `--input`.
+        escaped: a text was given after `--`, so it is none of the options that it may look like.
 
     Raises:
-        ConfigError: both or neither are given, the text is none, or columns are named for a text.
+        ConfigError: both, neither or several are given, the text is none, or it was most likely meant as an option.
+    """
+    alone = len(texts) == 1 and file is None
+    for text in () if escaped else texts:
+        _refuse_option(text, alone=alone)
+    if len(texts) > 1:
+        raise ConfigError(f"TEXT came in {len(texts)} parts, {texts[0]!r} and {texts[1]!r} first; put it in quotes")
+    if bool(texts) == (file is not None):
+        raise ConfigError("give either a TEXT or --input FILE")
+    if texts and (not texts[0].strip() or any("\ud800" <= letter <= "\udfff" for letter in texts[0])):
+        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
+    return texts[0] if texts else None
+
+
+def _refuse_option(text: str, *, alone: bool) -> None:
+    """Refuse what looks like an option that there is not; a text `alone` only where it is near one."""
+    name = text.partition("=")[0]
+    meant = did_you_mean(name, PREDICT_OPTIONS)
+    like_one = name.startswith("--") and not any(letter.isspace() for letter in name)
+    if like_one and name not in PREDICT_OPTIONS and (meant or not alone):
+        raise ConfigError(
+            f"{name!r} is no option{meant}; predict has {', '.join(PREDICT_OPTIONS)}, and prints the answers (`> FILE` "
+            "keeps them); to have the text itself answered, put -- before it"
+        )
+
+
+def rows_at(
+    text: str | None, file: Path | None, columns: Mapping[str, str | None] | None
+) -> tuple[list[Row], list[str]]:
+    """The rows to answer, and what was met while reading them: one text, or where it is None the inputs of a file.
+
+    Raises:
+        ConfigError: columns are named for a text.
         DataError: with every problem of the file.
     """
-    if (text is None) == (file is None):
-        raise ConfigError("give either a TEXT or --input FILE")
-    if file is not None:
+    if text is None and file is not None:
         notes = Problems()
         return load_rows(file, columns, require_output=False, notes=notes), notes.listed()
     if columns is not None:
         raise ConfigError("--columns names the columns of --input FILE; give both, or neither")
-    assert text is not None
-    check_text(text, escaped=escaped)
-    return [Row("text", text, "")], []
+    return [Row("text", text or "", "")], []
 
 
 def score_run(run: Path, other: Task | None, progress: Progress, name: str | None = None) -> dict[str, Any]:
@@ -159,19 +188,6 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     found = {"after": stage.record.task, "scores": {one.name: scores[one.name] for one in sets}}
     found["rows"] = {one.name: len(one.rows) for one in (*sets, *ability)}
     return found | ({"general": {one.name: scores[one.name] for one in ability}} if ability else {})
-
-
-def check_text(text: str, *, escaped: bool = False) -> None:
-    """Refuse what is no text to answer, and what was most likely meant as an option.
-
-    Raises:
-        ConfigError: says which option, and how the text itself is given.
-    """
-    if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
-    meant = did_you_mean(text, PREDICT_OPTIONS) if text.startswith("--") and not escaped else ""
-    if meant and text not in PREDICT_OPTIONS:
-        raise ConfigError(f"{text!r} is no option{meant}; to have the text itself answered, put -- before it")
 
 
 def answer(run: Path, rows: Sequence[Row], progress: Progress, name: str | None = None) -> Iterator[dict[str, Any]]:

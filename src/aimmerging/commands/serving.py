@@ -68,7 +68,7 @@ class _NotesEscape(TyperCommand):
 def predict(
     ctx: typer.Context,
     run_dir: RunArgument,
-    text: Annotated[str | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="One input.", metavar="TEXT")] = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="File of rows with inputs.")] = None,
     columns: ColumnsOption = None,
     stage: StageOption = None,
@@ -83,10 +83,11 @@ def predict(
     """
     import json
 
-    from aimmerging.commands.inference import answer, rows_at
+    from aimmerging.commands.inference import answer, one_text, rows_at
 
     named = None if columns is None else parse_columns(columns)
-    rows, notes = rows_at(text, input_file, named, escaped=ctx.meta[_ESCAPED])
+    text = one_text(texts or [], input_file, escaped=ctx.meta[_ESCAPED])
+    rows, notes = rows_at(text, input_file, named)
     with telling() as progress:
         for note in notes:
             progress.say(f"note: {note}")
