@@ -93,6 +93,22 @@ def test_every_merge_is_marked_and_explained(run):
     assert sum(len(stage.merges) for stage in view.stages) == view.costs.merges > 0
 
 
+@pytest.mark.parametrize(
+    ("placement", "axis", "said"),
+    [("step", "rise of memory loss", "minus their loss when they were stored"), ("interval", "memory loss", "")],
+)
+def test_the_forgetting_signal_is_named_as_it_was_measured(run, placement, axis, said):
+    """Inside the step it is a difference, below 0 for rows that are known better than when they were stored."""
+    config = run / "config.yaml"
+    config.write_text(config.read_text() + f"rehearsal: {{placement: {placement}}}\n")
+    page = _page(report.write_report(run))
+    assert said in page.text
+    assert ("minus their loss" in page.text) == bool(said)
+    figure = _figures(page)["figure-signals-2"]
+    assert figure["layout"]["yaxis"]["title"]["text"] == axis
+    assert axis in [trace["name"] for trace in figure["data"]]
+
+
 def test_hostile_names_stay_text(tmp_path):
     run = build_run(tmp_path / "run", tasks=HOSTILE, drop=HOSTILE[:1])
     path = report.write_report(run)

@@ -154,8 +154,11 @@ def _score_line(view: RunView, task: int, learned: int) -> Figure:
     }
 
 
-def signals(stage: StageView) -> Figure:
-    """Memory loss with its threshold over the steps of a task, every merge marked; below, the learning signal."""
+def signals(stage: StageView, *, since_stored: bool = False) -> Figure:
+    """Memory loss with its threshold over the steps of a task, every merge marked; below, the learning signal.
+
+    With `since_stored` the loss is that of the step's own memory rows minus what it was when they were stored.
+    """
     probed = [step for step in stage.steps if step.memory_loss is not None]
     data = [
         _line("task loss", [s.step for s in stage.steps], [s.loss for s in stage.steps], GREY, width=1)
@@ -163,7 +166,8 @@ def signals(stage: StageView) -> Figure:
     ]
     if not probed:
         return figure(data, 300, {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "loss"}}})
-    data.append(_line("memory loss", [s.step for s in probed], [s.memory_loss for s in probed], BLUE))
+    name = "rise of memory loss" if since_stored else "memory loss"
+    data.append(_line(name, [s.step for s in probed], [s.memory_loss for s in probed], BLUE))
     thresholds = _line("threshold", [s.step for s in stage.steps], [s.threshold for s in stage.steps], ORANGE)
     data.append(thresholds | {"line": {"color": ORANGE, "width": 2, "shape": "hv"}})
     hits = [step for step in probed if step.phase == "h"]
@@ -172,7 +176,7 @@ def signals(stage: StageView) -> Figure:
         | {"hovertext": [f"hit at step {s.step}: {_show(s.memory_loss)}, threshold {_show(s.threshold)}" for s in hits]}
     )
     layout: Figure = {
-        "yaxis": {"title": {"text": "memory loss"}, "domain": [0.38, 1]},
+        "yaxis": {"title": {"text": name}, "domain": [0.38, 1]},
         "yaxis2": {"title": {"text": "learning signal Λ"}, "domain": [0, 0.27], "rangemode": "tozero", "nticks": 4},
         "xaxis": {"title": {"text": "step"}, "anchor": "y2"},
         "shapes": [_vertical(merge.step, _FAINT) for merge in stage.merges],

@@ -53,7 +53,8 @@ def write_report(run: Path | RunDirectory, out: Path | None = None) -> Path:
 def _report_context(view: RunView) -> dict[str, Any]:
     scores, stages = view.scores, view.stages
     probed = [stage for stage in stages if any(step.memory_loss is not None for step in stage.steps)]
-    figures = {f"figure-signals-{stage.record.index}": charts.signals(stage) for stage in stages}
+    inside = view.budget is not None
+    figures = {f"figure-signals-{stage.record.index}": charts.signals(stage, since_stored=inside) for stage in stages}
     figures["figure-curves"] = charts.score_curves(view)
     if stages:
         figures["figure-costs"] = charts.costs(view)
