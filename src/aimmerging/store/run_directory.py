@@ -80,6 +80,23 @@ class Stage:
         """File of the answers given at this stage to the run's task number `place`, from 1."""
         return self.path / "predictions" / f"{stage_slug(place, task)}.jsonl"
 
+    def answered(self) -> dict[str, str]:
+        """The file of the answers to each task scored here, also where it was dropped, as a path in the stage's folder.
+
+        A slug may be that of several tasks (`mail`, `Mail`), and a stage that was set aside may have had other tasks
+        before it. So the files are told apart by their order, the places of the tasks, in which the scores stand too.
+        """
+        files = {*(self.path / "predictions").glob("*.jsonl"), *map(self.path.joinpath, dropped_files(self.path))}
+        numbers = ((re.match(r"[0-9]+", file.name), file.name) for file in files)
+        placed = sorted((int(number[0]), name) for number, name in numbers if number)
+        found: dict[str, str] = {}
+        for task in self.record.scores:
+            while placed and task not in found:
+                place, name = placed.pop(0)
+                if name == f"{stage_slug(place, task)}.jsonl":
+                    found[task] = f"predictions/{name}"
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
