@@ -178,9 +178,7 @@ def _word_pattern() -> Any:
 
 def _words(text: str, *, articles: bool = False) -> list[str]:
     bare = "".join(
-        sign
-        for sign in _caseless(text)
-        if sign not in string.punctuation and unicodedata.category(sign)[0] != "P"
+        sign for sign in _caseless(text) if sign not in string.punctuation and unicodedata.category(sign)[0] != "P"
     )
     spaced = _unspaced_pattern().sub(r" \g<0> ", bare)
     return (spaced if articles else re.sub(r"\b(a|an|the)\b", " ", spaced)).split()

@@ -15,6 +15,7 @@ from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import Method
 from aimmerging.run import changes, general, preflight, recovery, sources, stage_writer
 from aimmerging.run.checkpoints import Working
+from aimmerging.run.generation import check_padding
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.run_directory import RunDirectory
@@ -209,6 +210,7 @@ def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
         # a candidate is set aside before training, so what it learned is not of the past
         past = [*preflight.past_tasks(promotion.in_use(run)), *general.as_tasks(run)] if run else []
         findings = preflight.check([*tasks, *sets], loaded.codec, loaded.settings, setting.progress, past=past)
+    check_padding(loaded, setting.progress)
     if setting.ranks.is_main_process:
         if run is None:
             run_directory.save_config(out, config)

@@ -196,7 +196,8 @@ class StageRecord(Record):
         zero_shot: points of the new tasks before any training.
         before: points of the new task right before it was learned.
         general: points by set that is never trained.
-        warnings: of a training that may have taught nothing.
+        warnings: of a training that may have taught nothing, and of answers that were cut.
+        cut: answers that came to `training.max_output_tokens` before the model had ended them, by task.
         memory: rows kept of the task.
         changed: values that this stage was learned with in place of the run's.
         gate: how the run's gate judged the stage.
@@ -221,6 +222,7 @@ class StageRecord(Record):
     general: dict[str, float] = {}
     memory: MemoryCount | None = None
     warnings: tuple[str, ...] = ()
+    cut: dict[str, Count] = {}
     changed: dict[str, Any] = {}
     gate: Gate | None = None
     costs: Costs
@@ -241,7 +243,8 @@ class Scores(Record):
     """scores.json: the score matrix in points, None where nothing was evaluated, and what it comes to.
 
     `general` holds the points of each set that is never trained, columns as the matrix has them; nothing of `summary`
-    is made from it.
+    is made from it. `cut` counts answers by task, at the last stage that scored it
+    (:attr:`StageRecord.cut`).
     """
 
     method: str
@@ -253,6 +256,7 @@ class Scores(Record):
     single_task: tuple[float | None, ...] | None = None
     summary: Summary
     general: dict[str, tuple[float | None, ...]] = {}
+    cut: dict[str, Count] = {}
     rehearsal: dict[str, Any] = {}
     costs: Costs = Costs()
 
@@ -357,12 +361,20 @@ class Memory(Sparse):
 
 
 class Prediction(Record):
-    """What the model answered to one row, and the row's score in 0..1."""
+    """What the model answered to one row, and the row's score in 0..1.
+
+    `cut`: the answer came to `training.max_output_tokens` before the model had ended it; written where it is so.
+    """
 
     id: str
     prediction: str
     reference: str
     score: float
+    cut: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for a line of a JSONL file."""
+        return self.model_dump(exclude_defaults=True)
 
 
 _R = TypeVar("_R", bound=Record)

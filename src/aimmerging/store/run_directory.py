@@ -213,6 +213,7 @@ class RunDirectory:
             single_task=single_task,
             summary=metrics.summarise(matrix, single_task),
             general=self._general(),
+            cut=self._cut(),
             rehearsal={
                 "placement": self.config.rehearsal.placement,
                 "share": self.config.rehearsal_share,
@@ -233,6 +234,11 @@ class RunDirectory:
             for name, value in record.scores.items():
                 matrix[names.index(name)][record.index] = value
         return tuple(map(tuple, matrix))
+
+    def _cut(self) -> dict[str, int]:
+        """Answers that were cut at the last stage that scored their task, where there are any."""
+        counts = {name: stage.record.cut.get(name, 0) for stage in self.stages for name in stage.record.scores}
+        return {name: count for name, count in counts.items() if count}
 
     def _general(self) -> dict[str, tuple[float | None, ...]]:
         """Points of each general set, in the columns of the matrix."""
