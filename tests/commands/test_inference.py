@@ -27,7 +27,7 @@ def test_eval_gives_the_scores_of_the_last_column(trained):
     before = files_of(trained.run)
     result = command("eval", trained.run, "--json").json
     last = {name: row[-1] for name, row in zip(trained.scores["tasks"], trained.scores["matrix"], strict=True)}
-    assert result == {"after": "beta", "scores": last, "rows": {"alpha": 4, "beta": 4}, "cut": {}}
+    assert result == {"after": "beta", "scores": last, "rows": {"alpha": 4, "beta": 4}, "cut": trained.scores["cut"]}
     assert any(last.values())
     assert files_of(trained.run) == before
 
@@ -107,9 +107,13 @@ def test_run_and_eval_say_how_many_answers_were_cut(tmp_path, tiny_t5, monkeypat
     assert said in " ".join(scored.err.split())
 
 
-def test_nothing_is_said_where_no_answer_was_cut(trained):
-    assert trained.scores["cut"] == command("eval", trained.run, "--json").json["cut"] == {}
-    assert all("cut" not in row for row in read_rows(trained.run / "stages/02-beta/predictions/02-beta.jsonl"))
+def test_only_answers_that_were_cut_are_counted(trained):
+    for place, task in ((1, "alpha"), (2, "beta")):
+        rows = read_rows(trained.run / f"stages/02-beta/predictions/{place:02d}-{task}.jsonl")
+        cut = [row for row in rows if "cut" in row]
+        assert len(cut) == trained.scores["cut"].get(task, 0)
+        assert all(row["score"] == 0 for row in cut), "the right ones end"
+    assert "beta" not in trained.scores["cut"]
 
 
 def test_predict_needs_no_answers_in_the_file(trained, tmp_path):

@@ -136,9 +136,13 @@ def stage_to_add(setting: Setting, run: RunDirectory, task: Task) -> Todo:
 
 
 def with_located_model(config: RunConfig, out: Path, base: Path) -> RunConfig:
-    """The configuration with the model's folder from `base`; a run directory made before that goes on with its own."""
-    saved = RunDirectory.open(out).config.model if run_directory.is_run(out) else None
-    return config if config.model == saved else sources.located(config, base)
+    """The configuration with the folders it names from `base`; a run made before that goes on with its own."""
+    found = sources.located(config, base)
+    if not run_directory.is_run(out):
+        return found
+    saved = RunDirectory.open(out).config
+    own = {key: getattr(config, key) for key in ("model", "single_task") if getattr(config, key) == getattr(saved, key)}
+    return found.model_copy(update=own)
 
 
 def working_folder(
@@ -155,24 +159,23 @@ def working_folder(
     return Working(folder, held_to, setting.task_config.checkpoint.every_steps, setting.progress.say), changed
 
 
-def check_scorable(setting: Setting, todo: Todo) -> None:
+def check_scorable(config: RunConfig, method: Method, out: Path, todo: Todo) -> None:
     """Refuse, before anything is trained, what could not be scored after it.
 
     Raises:
         ConfigError: a task has no row in the split that is evaluated on, or the gate has no earlier stage to compare.
-        RunDirectoryError: the single-task reference has not learned these tasks.
+        RunDirectoryError: the single-task reference has not learned these tasks, or otherwise.
     """
-    tasks, split = [task for _, tasks in todo for task in tasks], setting.config.evaluation.split
-    method = setting.method
-    if setting.config.gate and (method.scored_alone or method.joint):
+    tasks, split = [task for _, tasks in todo for task in tasks], config.evaluation.split
+    if config.gate and (method.scored_alone or method.joint):
         raise ConfigError(
-            f"method {setting.config.method!r} does not learn task after task, so there is no stage before for a gate "
+            f"method {config.method!r} does not learn task after task, so there is no stage before for a gate "
             "to compare with; set gate to null"
         )
-    if setting.config.gate and setting.config.evaluation.matrix != "full" and len(todo) > 1:
+    if config.gate and config.evaluation.matrix != "full" and len(todo) > 1:
         raise ConfigError(
             "a gate compares every stage with the one before on all tasks, and evaluation.matrix is "
-            f"{setting.config.evaluation.matrix}, which scores the earlier tasks after the last one alone; set "
+            f"{config.evaluation.matrix}, which scores the earlier tasks after the last one alone; set "
             "evaluation.matrix to full, or set gate to null and give the gate to `aimmerging learn` with --set, which "
             "scores every task whatever evaluation.matrix says"
         )
@@ -182,7 +185,9 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
             f"evaluation.split is {split}, of which there are no rows in {', '.join(missing)}; "
             f"give `{split}` files, set `carve_{split}`, or evaluate on another split"
         )
-    run_directory.open_reference(setting.out, setting.config, {task.name: task.sha256 for task in tasks})
+    reference = run_directory.open_reference(out, config, {task.name: task.sha256 for task in tasks})
+    if reference is not None and config.single_task != "train":
+        changes.refuse_reference(reference, config, tasks)
 
 
 def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
@@ -203,6 +208,13 @@ def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
     loaded = load_model(config, folder)
     loaded.model.to(setting.ranks.device)
     changes.refuse_changes(out, changes.base_changes(manifest, loaded), accept=False, of="base model")
+    if reference := run_directory.open_reference(out, config, {}):
+        changes.refuse_changes(
+            reference.path,
+            changes.base_changes(reference.manifest(), loaded),
+            accept=False,
+            of="setting than a single-task reference of this run",
+        )
     if setting.method.merges:
         check_plain_lora(loaded.model, config.method)
     with setting.ranks.main_process_first():  # the others find the measurements in the cache

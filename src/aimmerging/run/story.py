@@ -31,7 +31,7 @@ def learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource |
             messages.say_nothing_to_do(out, setting.progress)
             if not new_sets:
                 return out
-        preparation.check_scorable(setting, todo)
+        preparation.check_scorable(setting.config, setting.method, out, todo)
         loaded = preparation.load(setting, todo, new_sets)
         if ranks.is_main_process and todo:
             recovery.set_candidates_aside(out, setting.progress)

@@ -58,6 +58,11 @@ class Stage:
         return self.record.tasks
 
     @property
+    def metric_of(self) -> dict[str, str]:
+        """Metric of each of :attr:`tasks`."""
+        return dict(zip(self.record.tasks, self.record.metrics, strict=True))
+
+    @property
     def has_memory(self) -> bool:
         """Whether rows of the stage's task are kept; dropped ones do not count, even if a kill left files behind."""
         return (self.path / "memory" / "rows.jsonl").exists() and not _dropped(self.path)

@@ -134,7 +134,7 @@ class Codec:
             said = " ".join(str(error).split())
             raise ModelError(
                 f"{row.place}: the tokenizer's chat template refuses this row: {said}; change the row's messages to "
-                "what the template takes"
+                "what the template takes, or give the base a template that takes them"
             ) from None
 
     def _template(self, tools: list[dict[str, Any]] | None) -> str | None:
