@@ -207,7 +207,9 @@ def evaluate(
         found = [answered.get(place, one._replace(cut=False)) for place, one in enumerate(found)]
     scores = metrics.score(metric, [one.text for one in found], [row.output for row in rows])
     return [
-        Prediction(id=row.id, prediction=one.text, reference=row.output, score=score, cut=one.cut)
+        Prediction(
+            id=row.id, prediction=one.text, reference=row.output, score=score, **({"cut": True} if one.cut else {})
+        )
         for row, one, score in zip(rows, found, scores, strict=True)
     ]
 

@@ -201,11 +201,9 @@ class StageRecord(Record):
         memory: rows kept of the task.
         changed: values that this stage was learned with in place of the run's.
         gate: how the run's gate judged the stage.
-        costs: of this stage.
-        truncation: of this stage.
+        costs, truncation: of this stage.
         hashes: SHA-256 by kind of file.
-        data: content hash of each of `tasks`.
-        sources: of each of `tasks`.
+        data, sources: content hash and source of each of `tasks`.
         finished: when, in UTC.
     """
 
@@ -243,8 +241,7 @@ class Scores(Record):
     """scores.json: the score matrix in points, None where nothing was evaluated, and what it comes to.
 
     `general` holds the points of each set that is never trained, columns as the matrix has them; nothing of `summary`
-    is made from it. `cut` counts answers by task, at the last stage that scored it
-    (:attr:`StageRecord.cut`).
+    is made from it. `cut` is :attr:`StageRecord.cut` at the last stage that scored a task.
     """
 
     method: str
@@ -360,21 +357,14 @@ class Memory(Sparse):
     sha256: str | None = None
 
 
-class Prediction(Record):
-    """What the model answered to one row, and the row's score in 0..1.
-
-    `cut`: the answer came to `training.max_output_tokens` before the model had ended it; written where it is so.
-    """
+class Prediction(Sparse):
+    """What the model answered to one row, and the row's score in 0..1; `cut` as in :attr:`StageRecord.cut`."""
 
     id: str
     prediction: str
     reference: str
     score: float
     cut: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for a line of a JSONL file."""
-        return self.model_dump(exclude_defaults=True)
 
 
 _R = TypeVar("_R", bound=Record)
