@@ -81,6 +81,21 @@ def test_and_from_the_report_of_the_single_task_reference(tiny_t5, tmp_path):
     assert set(left_of(run, others)) == set(others)
 
 
+@pytest.mark.parametrize(("other", "name"), [("Beta", "beta"), ("beta", "Beta")])
+def test_a_task_whose_name_gives_the_same_file_names_keeps_its_answers(run, tmp_path, other, name):
+    """`Beta` is learned after `beta` was set aside, so both are the second task; dropping one leaves the other."""
+    command("rollback", run, "--to", "alpha")
+    path = short_runs.task_files(tmp_path, "gamma")
+    command("learn", run, "--task", path, "--name", "Beta", "--set", "training.epochs=1")
+    gone = {"beta": "set_aside/02-beta", "Beta": "stages/02-beta"}[name]
+    before = files_of(run)
+    assert f"{gone}/predictions/02-beta.jsonl" in before
+    deleted = command("memory", "drop", run, "--task", name, "--everything", "--json").json["deleted"]
+    assert [file for file in deleted if "predictions" in file] == [f"{gone}/predictions/02-beta.jsonl"]
+    kept = {"beta": "set_aside/02-beta", "Beta": "stages/02-beta"}[other] + "/predictions/02-beta.jsonl"
+    assert files_of(run)[kept] == before[kept]
+
+
 def test_so_is_what_was_found_in_its_rows(run):
     texts, others = texts_of(run, "01-alpha"), texts_of(run, "02-beta")
     found = {task: Finding(kind="unknown", task=task, split="train", rows=1, text=f"quotes {row}") for task, row in

@@ -27,7 +27,7 @@ def test_eval_gives_the_scores_of_the_last_column(trained):
     before = files_of(trained.run)
     result = command("eval", trained.run, "--json").json
     last = {name: row[-1] for name, row in zip(trained.scores["tasks"], trained.scores["matrix"], strict=True)}
-    assert result == {"after": "beta", "scores": last, "rows": {"alpha": 4, "beta": 4}}
+    assert result == {"after": "beta", "scores": last, "rows": {"alpha": 4, "beta": 4}, "cut": trained.scores["cut"]}
     assert any(last.values())
     assert files_of(trained.run) == before
 
@@ -90,6 +90,30 @@ def test_predict_says_which_answers_were_cut(trained, monkeypatch):
     assert "cut" not in command("predict", trained.run, question).err
     monkeypatch.setattr(generation, "generation_config", lambda base, codec, limit=None: whole(base, codec, 1))
     assert "1 of 1 answers were cut at 4 tokens" in " ".join(command("predict", trained.run, question).err.split())
+
+
+def test_run_and_eval_say_how_many_answers_were_cut(tmp_path, tiny_t5, monkeypatch):
+    whole, config = generation.generation_config, short_runs.config_file(tmp_path, tiny_t5, method="sequential")
+    monkeypatch.setattr(generation, "generation_config", lambda base, codec, limit=None: whole(base, codec, 1))
+    run, said = tmp_path / "run", "4 of 4 answers to alpha, 4 of 4 answers to beta were cut at 4 tokens"
+    assert said in " ".join(command("run", config, "--out", run).err.split())
+    last, counts = json.loads((run / "stages/02-beta/stage.json").read_text()), {"alpha": 4, "beta": 4}
+    assert last["cut"] == json.loads((run / "scores.json").read_text())["cut"] == counts
+    assert said in last["warnings"][-1]
+    assert said in (run / "report.html").read_text()
+    assert all(row["cut"] for row in read_rows(run / "stages/02-beta/predictions/01-alpha.jsonl"))
+    scored = command("eval", run, "--json")
+    assert scored.json["cut"] == counts
+    assert said in " ".join(scored.err.split())
+
+
+def test_only_answers_that_were_cut_are_counted(trained):
+    for place, task in ((1, "alpha"), (2, "beta")):
+        rows = read_rows(trained.run / f"stages/02-beta/predictions/{place:02d}-{task}.jsonl")
+        cut = [row for row in rows if "cut" in row]
+        assert len(cut) == trained.scores["cut"].get(task, 0)
+        assert all(row["score"] == 0 for row in cut), "the right ones end"
+    assert "beta" not in trained.scores["cut"]
 
 
 def test_predict_needs_no_answers_in_the_file(trained, tmp_path):

@@ -218,6 +218,15 @@ def test_another_configuration_is_refused(done):
         compare(other, out, base=base)
 
 
+def test_a_base_that_changed_in_between_is_refused(copied):
+    spec, base, out = copied
+    path = next((out / "cells/aim").rglob("manifest.json"))
+    manifest = read_json(path)
+    write_json(path, manifest | {"base_model": manifest["base_model"] | {"sha256": "other"}})
+    with pytest.raises(RunDirectoryError, match=r"aim/.* was made with other files of the base model"):
+        recompute(spec, out, base=base)
+
+
 def test_rows_that_changed_in_between_are_refused(copied, tmp_path, here):
     spec, base, out = copied
     changed = tmp_path / "changed"

@@ -16,6 +16,7 @@ from aimmerging.core.metrics import (
     missing,
     rouge_l,
     score,
+    seen,
     summarise,
     token_f1,
 )
@@ -152,7 +153,23 @@ def test_scores_are_symmetric_shares(metric, left, right):
 @given(texts, texts)
 def test_exact_match_ignores_case_and_outer_space(left, right):
     assert exact_match(f"  {left.lower()}\n", left) == 1.0
-    assert exact_match(left, right) == float(left.strip().lower() == right.strip().lower())
+    one, other = (
+        unicodedata.normalize("NFD", unicodedata.normalize("NFD", text.strip()).casefold()) for text in (left, right)
+    )
+    assert exact_match(left, right) == float(one == other)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("text", ["Straße 5", "ὈΔΟΣ", "öffnen", "ЁЖ", "ŉ", "İyi"])
+def test_case_is_none_of_a_right_answer_in_any_language(metric, text):
+    for other in (text.upper(), text.lower(), text.casefold()):
+        assert score(metric, [other], [text]) == [1.0], other
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(left=st.text(alphabet="aAbB the+-?ßSsİΣς", max_size=8), right=st.text(alphabet="aAbB the+-?ßSsİΣς", max_size=8))
+def test_two_texts_score_one_exactly_where_the_metric_sees_the_same(metric, left, right):
+    assert (score(metric, [left], [right]) == [1.0]) == (seen(metric, left) == seen(metric, right))
 
 
 @pytest.mark.parametrize(

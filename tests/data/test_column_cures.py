@@ -101,3 +101,31 @@ def test_a_split_whose_prompts_have_fewer_columns_than_those_of_train_is_noted(t
     write(tmp_path / "test.jsonl", [{"input": "q", "output": "a"}])
     [note] = load_task(TaskSource(path=str(tmp_path)), 0).notes
     assert "test.jsonl: prompts are read from 'input', those of the train split from 'instruction', 'input'" in note
+
+
+def test_rows_of_instructions_may_lack_an_input_wherever_they_stand(tmp_path):
+    bare, whole = {"instruction": "do", "output": "x"}, {"instruction": "do", "input": "that", "output": "x"}
+    for records in ([bare, whole], [whole, bare]):
+        found = {row.input for row in load_rows(write(tmp_path / "rows.jsonl", records))}
+        assert found == {"do", "do\nthat"}
+
+
+def test_inputs_to_answer_may_have_empty_answers(tmp_path):
+    path = write(tmp_path / "in.csv", [{"input": "one?", "output": ""}, {"input": "two?", "output": " "}])
+    assert [row.output for row in load_rows(path, require_output=False)] == ["", ""]
+    assert "'output' is empty" in problems_of(lambda: load_rows(path))[0]
+
+
+def test_a_file_in_another_format_is_named_where_its_split_is_missing(tmp_path):
+    write(tmp_path / "test.jsonl", [{"input": "one?", "output": "a"}])
+    (tmp_path / "train.tsv").write_text("input\toutput\n")
+    [problem] = problems_of(lambda: load_task(TaskSource(path=str(tmp_path)), 0))
+    assert "no train split" in problem
+    assert "files that nothing reads: 'train.tsv'" in problem
+
+
+@pytest.mark.parametrize("name", [" ", " mail", "mail\u00a0"])
+def test_a_name_that_looks_like_another_or_like_none_is_refused(tmp_path, name):
+    write(tmp_path / "train.jsonl", [{"input": "one?", "output": "a"}])
+    source = TaskSource(name=name, path=str(tmp_path / "train.jsonl"), carve_test=0.5)
+    assert "without blanks at its ends" in problems_of(lambda: load_task(source, 0))[0]

@@ -1,15 +1,17 @@
 """Generation: whatever the batches, an answer is its row's own, ends at the end of sequence, and keeps its place."""
 
 import pytest
+import tiny_models
 import torch
 from short_runs import settings
 
 from aimmerging.config import resolve
 from aimmerging.core.metrics import score
 from aimmerging.data.tasks import Row
-from aimmerging.run.generation import Prediction, evaluate, generate, generation_config, points
+from aimmerging.run.generation import Prediction, check_padding, evaluate, generate, generation_config, points
 from aimmerging.training.encoding import padded
 from aimmerging.training.models import load_model
+from aimmerging.training.progress import Progress
 
 INPUTS = [
     "q",
@@ -46,6 +48,29 @@ def test_batch_size_changes_no_answer(loaded):
     assert len(set(alone)) > 2
     for size in (2, 3, len(ROWS), 100):
         assert answers(loaded, size=size) == alone
+
+
+def told_of_padding(loaded):
+    progress, said = Progress(), []
+    progress.say = said.append
+    check_padding(loaded, progress)
+    return " ".join(said)
+
+
+def test_a_model_that_looks_at_padding_answers_each_row_alone(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}
+    monkeypatch.setitem(tiny_models.FAMILIES, "rwkv", ("RwkvConfig", sizes))
+    folder = tiny_models.save_family(tmp_path / "rwkv", "rwkv")
+    loaded = load_model(resolve(settings(folder)), str(folder))
+    alone = answers(loaded)
+    assert answers(loaded, size=len(ROWS)) != alone
+    assert "RwkvForCausalLM does not leave padding out of account" in told_of_padding(loaded)
+    assert answers(loaded, size=len(ROWS)) == alone
+
+
+def test_nothing_is_said_of_a_model_that_leaves_padding_out(loaded):
+    assert told_of_padding(loaded) == ""
+    assert not loaded.codec.one_by_one
 
 
 def test_answers_stand_in_the_order_of_the_rows(loaded):

@@ -18,7 +18,8 @@ def task(train, test=(), metric="exact_match", name="mood"):
     return Task(name, rows[0], (), rows[1], metric, "")
 
 
-def labelled(labels, count=24):
+def labelled(labels, count=None):
+    count = max(24, 4 * len(labels)) if count is None else count
     return [(f"question {n}", labels[n % len(labels)]) for n in range(count)]
 
 
@@ -33,6 +34,10 @@ def told(one):
         (["positive", "negative"], ["1", "negative"], 2),
         (["joy", "fear"], ["Joy", "fear "], 0),
         (["joy", "fear"], ["joy", "fear"], 0),
+        (["Straße", "Platz"], ["STRASSE", "platz"], 0),
+        (["5", "6"], ["５", "6"], 2),
+        (["iyi", "kötü"], ["İYİ", "KÖTÜ"], 2),
+        ([f"label {n}" for n in range(50)], ["LABEL 49"], 0),
     ],
 )
 def test_answers_that_are_no_label_of_training_are_told(trained, tested, unknown):
@@ -69,11 +74,34 @@ def test_other_labels_are_not_taken_for_spellings(labels):
         (["C", "C++", "C#"], "exact_match", 0),
         (["+", "-"], "token_f1", 0),
         (["joy", "fear"], "rouge_l", 0),
+        (["win", "wins"], "rouge_l", 1),
+        (["👍", "👎"], "rouge_l", 0),
+        (["good 👍", "good 👎"], "rouge_l", 1),
     ],
 )
 def test_labels_that_the_metric_cannot_tell_apart_are_told(labels, metric, pairs):
     findings = told(task(labelled(labels), metric=metric))
     assert f"{metric} takes {pairs} pairs" in findings["alike"].text if pairs else "alike" not in findings
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "metric", "told_of"),
+    [
+        ("a + b", "a * b", "rouge_l", True),
+        ("it is -5 now", "it is 5 now", "token_f1", True),
+        ("yes, it is.", "Yes it is", "rouge_l", False),
+        ("a well-known one", "a well known one", "rouge_l", False),
+        ("a + b", "a * b", "exact_match", False),
+    ],
+)
+def test_texts_that_differ_in_signs_alone_and_score_as_the_same_are_told(one, other, metric, told_of):
+    free = [(f"question {n}", f"answer {n}") for n in range(20)]
+    findings = told(task([*free, ("first?", one), ("second?", other)], metric=metric))
+    assert ("alike" in findings) == told_of
+    if told_of:
+        assert f"1 pairs of different answers for the same answer, so a wrong one scores as right: '{one}' and" in (
+            findings["alike"].text
+        )
 
 
 @pytest.mark.parametrize(

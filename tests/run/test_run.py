@@ -296,6 +296,46 @@ def test_reference_that_does_not_fit_is_refused_before_training(tmp_path, tiny_t
     assert "is not a run directory" in refused("run", config, "--out", tmp_path / "run", *elsewhere)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("method=sequential", "method: 'sequential' in the run, 'single_task' now"),
+        ("training.epochs=1", "training.epochs: 1.0 in the run, 8.0 now"),
+        ("lora.rank=4", "lora.rank: 4 in the run, 8 now"),
+        ("tasks=[{path: alpha, carve_validation: 0, metric: rouge_l}]", "metric of alpha: 'rouge_l' in the run"),
+        ("training.micro_batch_size=2", ""),
+    ],
+)
+def test_a_reference_that_learned_otherwise_is_refused(tmp_path, tiny_t5, change, said):
+    """Else FWT would be the difference to a score of something else, such as of a task that was half forgotten."""
+    config = config_file(tmp_path, tiny_t5, ("alpha",), method="sequential")
+    brief = ("--set", "training.epochs=1") if "epochs" in change else ()
+    command("run", config, "--out", tmp_path / "other", "--set", "method=single_task", *brief, "--set", change)
+    words = (config, "--set", "single_task=other")  # found from the configuration's folder
+    if not said:
+        command("doctor", *words)
+        return
+    message = " ".join(refused("doctor", *words).split())
+    assert said in message
+    assert "name a run of method single_task with the values of this one" in message
+    assert " ".join(refused("run", *words, "--out", tmp_path / "run").split()) == message
+
+
+def test_doctor_refuses_what_could_not_be_scored(tmp_path, tiny_t5):
+    config = config_file(tmp_path, tiny_t5, ("alpha",), method="sequential", evaluation={"split": "validation"})
+    message = refused("doctor", config)
+    assert "of which there are no rows in alpha" in message
+    assert refused("run", config, "--out", tmp_path / "run") == message
+
+
+def test_a_run_goes_on_with_a_reference_named_from_its_configuration(tmp_path, tiny_t5):
+    config = config_file(tmp_path, tiny_t5, ("alpha",), method="sequential", single_task="other")
+    command("run", config, "--out", tmp_path / "other", "--set", "method=single_task", "--set", "single_task=none")
+    for _ in range(2):
+        found = command("run", config, "--out", tmp_path / "run", "--json").json
+    assert found["single_task"] == json.loads((tmp_path / "other/scores.json").read_text())["matrix"][0][1:]
+
+
 def test_multi_task_fills_the_last_column_and_learns_nothing_after(tmp_path, tiny_t5):
     config = config_file(tmp_path, tiny_t5, method="multi_task")
     scores = command("run", config, "--out", tmp_path / "run", "--json").json

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from command_line import command, refused
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from short_runs import config_file, settings
 from trainer_kit import arguments, load, rows
 from transformers import AutoModelForCausalLM
@@ -84,6 +84,16 @@ def test_an_adapter_that_trains_biases_is_refused_before_training(tiny_llama, tm
     assert f"trains biases of the base (bias={bias!r})" in refused(
         "run", with_adapter(adapter), "--out", tmp_path / "r"
     )
+
+
+def test_adalora_is_refused_before_training(tiny_llama, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    adaptive = AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=10, tinit=0, tfinal=2)
+    get_peft_model(base, adaptive).save_pretrained(tmp_path / "start")
+    config = config_file(
+        tmp_path, tiny_llama, method="sequential", model={"name": str(tiny_llama), "adapter": str(tmp_path / "start")}
+    )
+    assert "is an AdaLoRA adapter" in " ".join(refused("run", config, "--out", tmp_path / "run").split())
 
 
 def test_an_adapter_that_cannot_be_folded_in_is_named_by_export(tiny_llama, tmp_path, with_adapter):

@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from trainer_kit import adapter, arguments, continual, far, load, rows
+from transformers import AutoTokenizer
 
 from aimmerging import Aim, ContinualTrainer, Memory, RehearsalSettings, Sequential
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods.ewc import EWC
+from aimmerging.store import files
 from aimmerging.training.encoding import Collator
 from aimmerging.training.memory_folder import examples
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def trained(folder, out, memory, seed, method=None, **changes):
+def trained(folder, out, memory, seed, method=None, *, words=None, **changes):
     """A trainer that has learned 24 rows of a task with a memory folder."""
     model, codec = load(folder)
     trainer = ContinualTrainer(
@@ -29,6 +31,7 @@ def trained(folder, out, memory, seed, method=None, **changes):
         data_collator=Collator(codec.tokenizer.pad_token_id),
         method=method or Aim(),
         memory=memory,
+        processing_class=words,
         rehearsal=RehearsalSettings(batch_size=4, micro_batch_size=4, probe_rows=4),
     )
     trainer.train()
@@ -123,6 +126,27 @@ def with_folder(folder):
         return ContinualTrainer(**{**options, "memory": Memory.open(folder)})
 
     return build
+
+
+def test_token_ids_of_another_tokenizer_are_refused(tmp_path, tiny_t5):
+    """Else they would be rehearsed as other words. A tokenizer that is saved again is the same one."""
+    words, other, memory = (
+        AutoTokenizer.from_pretrained(tiny_t5),
+        AutoTokenizer.from_pretrained(tiny_t5),
+        tmp_path / "m",
+    )
+    other.add_tokens(["<new>"])
+    trained(tiny_t5, tmp_path, Memory.open(memory, task="one", ratio=0.25), 1, max_steps=1, words=words)
+    with pytest.raises(ConfigError, match="holds token ids of another tokenizer than this trainer's"):
+        trained(tiny_t5, tmp_path, Memory.open(memory, task="two"), 2, max_steps=1, words=other)
+    words.save_pretrained(tmp_path / "again")
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    trained(tiny_t5, tmp_path, Memory.open(memory, task="two"), 2, max_steps=1, words=again)
+    record = json.loads((memory / "01-one/task.json").read_text())
+    files.write_json(memory / "01-one/task.json", record | {"vocabulary": 7})
+    (memory / "01-one/COMMITTED").write_text("1\n")
+    with pytest.raises(ConfigError, match="of another vocabulary"):
+        trained(tiny_t5, tmp_path, Memory.open(memory, task="three"), 3, max_steps=1)
 
 
 def test_policies_see_prompt_and_answer():

@@ -13,7 +13,7 @@ from aimmerging.config import resolve
 from aimmerging.core.lora import adapter_of, layers, weighted_sum
 from aimmerging.errors import ModelError
 from aimmerging.run.generation import generate
-from aimmerging.run.sources import base_folder
+from aimmerging.run.sources import base_folder, codec
 from aimmerging.store.files import read_jsonl
 from aimmerging.store.records import read_rows
 from aimmerging.training.adapters import check_plain_lora
@@ -141,6 +141,18 @@ def test_incomplete_folder_is_refused(folder, tmp_path, missing):
         (copy / "tokenizer_config.json").unlink()
     found = message(load, copy)
     assert "Give a hub id or a folder with config.json" in found or "has no tokenizer; give a folder" in found
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "</s>"}', '{"eos_token_id": [1, "2"]}'])
+def test_a_generation_config_that_would_be_passed_over_is_refused(folder, tmp_path, text):
+    """transformers goes on without a file that is no JSON, and with it without the tokens that end an answer."""
+    copy = shutil.copytree(folder, tmp_path / "base")
+    (copy / "generation_config.json").write_text(text)
+    said = r"generation_config\.json (cannot be read|holds list|has eos_token_id)"
+    with pytest.raises(ModelError, match=said):
+        load(copy)
+    with pytest.raises(ModelError, match=said):
+        codec(resolve(settings(copy)), Progress())
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "no-such-model-anywhere", "not a name!"])

@@ -6,7 +6,7 @@ from typing import Any
 
 from aimmerging.config import load_config
 from aimmerging.methods import build
-from aimmerging.run import gating, preflight, schedule, sources
+from aimmerging.run import gating, preflight, preparation, schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
 from aimmerging.training import trackers
@@ -36,9 +36,11 @@ def examine(config_path: Path | None, overrides: list[str], progress: Progress) 
 def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dict[str, Any]:
     """Tasks, steps and lengths that the configuration leads to, and what is to be known of the rows."""
     config = sources.located(load_config(path, overrides), path.parent)
-    build(config)
+    method = build(config)
     trackers.check_installed(config.training.report_to)
     stream = sources.task_stream(config, path.parent)
+    known = config.model_copy(update={"single_task": "none"}) if config.single_task == "train" else config
+    preparation.check_scorable(known, method, Path(), [(place, [task]) for place, task in enumerate(stream, 1)])
     codec, settings = sources.codec(config, progress)
     sets = sources.general(config, path.parent, stream.names)
     findings = preflight.examine([*stream.tasks, *sets], codec, settings)

@@ -128,10 +128,10 @@ def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:
         memory = [run / stage.path.relative_to(run) / "memory" for stage in stages if stage.tasks[0] == task]
         deleted += [_named(file, top) for folder in memory for file in _rows_of(folder)]
         drop_memory(run, task)
-    slugs = {run_directory.stage_slug(_place(stage, task), task) for stage in stages if task in stage.tasks}
     with run_directory.locked(run):
         for stage in stages:
-            names = [f"predictions/{slug}.jsonl" for slug in sorted(slugs)]
+            answered = stage.answered()
+            names = [answered[task]] if task in answered else []
             if task in stage.tasks:
                 names += [f"test/{stage.tasks.index(task) + 1:02d}.jsonl", "check.safetensors"]
             there = [name for name in names if (stage.path / name).exists()]
@@ -152,11 +152,6 @@ def _drop_kept(run: Path, task: str, deleted: list[str], top: Path) -> None:
             with files.writing(working):
                 shutil.rmtree(working)
             deleted.append(_named(working, top))
-
-
-def _place(stage: Stage, task: str) -> int:
-    """Of a task of the stage in the run, from 1."""
-    return stage.record.index - len(stage.tasks) + stage.tasks.index(task) + 1
 
 
 def _rows_of(memory: Path) -> list[Path]:

@@ -16,8 +16,8 @@ from aimmerging.data.splits import default_name
 from aimmerging.data.tasks import Row, Task
 from aimmerging.errors import ConfigError
 from aimmerging.run import changes, general, preflight, sources
-from aimmerging.run.generation import answers, evaluate, points
-from aimmerging.run.scoring import EvaluationSet
+from aimmerging.run.generation import answers, check_padding, cut_answers
+from aimmerging.run.scoring import EvaluationSet, Scorer, cut_of, points_of
 from aimmerging.store import promotion
 from aimmerging.store.run_directory import RunDirectory, Stage
 from aimmerging.training.models import LoadedModel, load_model, read_adapter
@@ -77,6 +77,7 @@ def load_learned(run: Path, progress: Progress, name: str | None = None) -> Lear
     ranks = PartialState(cpu=config.training.device == "cpu")
     loaded.model.to(ranks.device)
     loaded.model.eval()
+    check_padding(loaded, progress)
     return Learned(config, loaded, stage, opened, ranks)
 
 
@@ -161,8 +162,9 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
     """Score the adapter of a stage on every task it learned, or on the test rows of another one; nothing is written.
 
     Returns:
-        {"after": last task learned, "scores": {task: points}, "rows": {task: count}}, and where the run has general
-        sets, their points as "general"; their counts are in "rows" too.
+        {"after": last task learned, "scores": {task: points}, "rows": {task: count}, "cut": {task: answers that were
+        cut, where there are any}}, and where the run has general sets, their points as "general"; their counts are in
+        "rows" and "cut" too.
 
     Raises:
         DataError: rows of the other task cannot be encoded.
@@ -177,16 +179,14 @@ def score_run(run: Path, other: Task | None, progress: Progress, name: str | Non
             progress.say(f"note: {finding}")
     elif missing:
         progress.say(f"note: no score for {', '.join(missing)}: their test rows were dropped on request")
-    scores: dict[str, float] = {}
-    with progress.bar("scoring", sum(len(one.rows) for one in (*sets, *ability))) as advance:
-        for one in (*sets, *ability):
-            size = config.evaluation.batch_size
-            predictions = evaluate(
-                loaded.model, loaded.codec, one.rows, one.metric, batch_size=size, advance=advance, ranks=ranks
-            )
-            scores[one.name] = points(predictions)
+    scorer = Scorer(config.evaluation, loaded, progress, ranks)
+    predictions = scorer.predictions([*sets, *ability])
+    for said in scorer.cut(predictions):
+        progress.say(f"note: {said}")
+    scores = points_of(predictions)
     found = {"after": stage.record.task, "scores": {one.name: scores[one.name] for one in sets}}
-    found["rows"] = {one.name: len(one.rows) for one in (*sets, *ability)}
+    found["rows"] = {name: len(answers) for name, answers in predictions.items()}
+    found["cut"] = cut_of(predictions)
     return found | ({"general": {one.name: scores[one.name] for one in ability}} if ability else {})
 
 
@@ -212,7 +212,5 @@ def answer(run: Path, rows: Sequence[Row], progress: Progress, name: str | None 
     if cut:
         first = ", ".join(repr(row.id) for row in cut[:3])
         more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
-        progress.say(
-            f"note: {len(cut)} of {len(rows)} answers were cut at {loaded.codec.max_output_tokens} tokens "
-            f"(training.max_output_tokens of the run) before the model had ended them: {first}{more}"
-        )
+        said = cut_answers({"": (len(cut), len(rows))}, loaded.codec.max_output_tokens)
+        progress.say(f"note: {said}: {first}{more}")

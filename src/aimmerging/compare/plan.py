@@ -317,6 +317,7 @@ def conclude(spec: ComparisonSpec, out: Path, cells: Mapping[Place, Cell], *, re
         if place not in finished and (message := _failed(cell)) is not None
     }
     unfinished = [cell.name for place, cell in cells.items() if place not in finished and cell.name not in failed]
+    _check_same_base(list(finished.values()))
     runs = [results.read_run(place, cell.out, recompute=recompute) for place, cell in finished.items()]
     if not {method.name for method in spec.methods} <= {run.method for run in runs}:
         return Outcome(out, None, failed, unfinished)
@@ -330,6 +331,23 @@ def conclude(spec: ComparisonSpec, out: Path, cells: Mapping[Place, Cell], *, re
     write_tables(found, out)
     write_page(found, {place: cell.out for place, cell in finished.items()}, out / "report.html")
     return Outcome(out, found, failed, unfinished)
+
+
+def _check_same_base(cells: Sequence[Cell]) -> None:
+    """Cells of one base model compare only if its files were the same for all of them.
+
+    Raises:
+        RunDirectoryError: names two cells for which they were not.
+    """
+    first: dict[str, tuple[str, records.BaseModelRecord]] = {}
+    for cell in cells:
+        base = records.read(records.Manifest, cell.out / "manifest.json").base_model
+        other, known = first.setdefault(cell.config.model.model_dump_json(), (cell.name, base))
+        if (base.revision, base.sha256, base.fingerprint) != (known.revision, known.sha256, known.fingerprint):
+            raise RunDirectoryError(
+                f"{cell.name} was made with other files of the base model {base.name!r} than {other}: they changed in "
+                "between. Start the comparison anew in another folder"
+            )
 
 
 def _environments(cells: Sequence[Path]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def _check_predictions(run: RunDirectory, names: Sequence[str]) -> None:
 
 def _written_scores(run: RunDirectory, names: Sequence[str]) -> Iterator[tuple[Path, str, float]]:
     """File of predictions, metric and points of everything that was scored and kept."""
-    metric_of = {n: m for stage in run.stages for n, m in zip(stage.tasks, stage.record.metrics, strict=True)}
+    metric_of = {name: metric for stage in run.stages for name, metric in stage.metric_of.items()}
     for stage in run.stages:
         for name, written in stage.record.scores.items():
             yield stage.predictions(names.index(name) + 1, name), metric_of[name], written

@@ -106,25 +106,27 @@ def _max_known(values: Sequence[float | None]) -> float | None:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1 where the texts agree, NFC-normalised, stripped and lower-cased, else 0 (the benchmarks' accuracy)."""
-    return float(_normal(prediction).strip().lower() == _normal(reference).strip().lower())
+    """1 where the texts agree, stripped and whatever their case, else 0 (the benchmarks' accuracy).
+
+    Case and form are Unicode's default caseless match (Unicode Standard 3.13, D145), so STRASSE is Straße.
+    """
+    return float(_caseless(prediction).strip() == _caseless(reference).strip())
 
 
 def exact_match_undecided(begun: str, reference: str) -> bool:
     """Whether the exact match of an answer of which only the beginning is known depends on the rest of it."""
-    sure = _normal(begun).strip().lower()[:-_UNSURE]
-    return _normal(reference).strip().lower().startswith(sure)
+    return _caseless(reference).strip().startswith(_caseless(begun).strip()[:-_UNSURE])
 
 
 _UNSURE = 4
-"""Letters at the end of a beginning that what follows may change: an accent, a word's last sigma, bytes of a letter."""
+"""Letters at the end of a beginning that what follows may change: an accent, bytes of a letter."""
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """F1 of the bags of words, lower-cased, without punctuation and English articles (the SQuAD measure).
+    """F1 of the bags of words, without case, punctuation and English articles (the SQuAD measure).
 
-    Scripts that put no spaces between words count by character; texts are NFC-normalised first. Where a text has no
-    other words than articles (`A` as a label), they count; where it has none (`+`), :func:`exact_match` decides.
+    Scripts that put no spaces between words count by character. Where a text has no other words than articles (`A` as a
+    label), they count; where it has none (`+`), :func:`exact_match` decides.
     """
     predicted, wanted = _words(prediction), _words(reference)
     if not predicted or not wanted:
@@ -141,25 +143,27 @@ def token_f1(prediction: str, reference: str) -> float:
 def rouge_l(prediction: str, reference: str) -> float:
     """ROUGE-L F-measure from the rouge_score package, over Unicode words (:func:`unicode_words`).
 
-    English words are stemmed (Porter) as rouge_score does it, and score as with its own tokenizer. Equal texts score 1
-    also where there is no word in them (a bare symbol).
+    English words are stemmed (Porter) as rouge_score does it, and score as with its own tokenizer. Where a text has no
+    word (a bare symbol), :func:`exact_match` decides.
     """
-    if _normal(prediction).strip() == _normal(reference).strip():
-        return 1.0
+    if not unicode_words(prediction) or not unicode_words(reference):
+        return exact_match(prediction, reference)
     return float(_rouge().score(reference, prediction)["rougeL"].fmeasure)
 
 
 def unicode_words(text: str) -> list[str]:
-    """Lower-cased words of any language: runs of letters, marks and digits.
+    """Words of any language without their case: runs of letters, marks and digits.
 
     Scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one word a character.
     """
-    return _word_pattern().findall(_normal(text).lower())
+    return _word_pattern().findall(_caseless(text))
 
 
-def _normal(text: str) -> str:
-    """One spelling of each character: é may be stored as one code point or as e and an accent (Unicode's NFC)."""
-    return unicodedata.normalize("NFC", text)
+def _caseless(text: str) -> str:
+    """One spelling of each character, whatever its case: é may be one code point or e and an accent, ß may be SS."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
@@ -174,9 +178,7 @@ def _word_pattern() -> Any:
 
 def _words(text: str, *, articles: bool = False) -> list[str]:
     bare = "".join(
-        sign
-        for sign in _normal(text).lower()
-        if sign not in string.punctuation and unicodedata.category(sign)[0] != "P"
+        sign for sign in _caseless(text) if sign not in string.punctuation and unicodedata.category(sign)[0] != "P"
     )
     spaced = _unspaced_pattern().sub(r" \g<0> ", bare)
     return (spaced if articles else re.sub(r"\b(a|an|the)\b", " ", spaced)).split()
@@ -209,11 +211,16 @@ _UNSTEMMED = 3
 
 
 @functools.cache
+def _tokenizer() -> _UnicodeTokenizer:
+    return _UnicodeTokenizer()
+
+
+@functools.cache
 def _rouge() -> Any:
     """The scorer, imported on first use: it pulls in nltk, which would slow the command line's start."""
     from rouge_score.rouge_scorer import RougeScorer  # pyright: ignore[reportMissingTypeStubs]
 
-    return RougeScorer(["rougeL"], tokenizer=_UnicodeTokenizer())
+    return RougeScorer(["rougeL"], tokenizer=_tokenizer())
 
 
 _ROW_SCORES: dict[str, Callable[[str, str], float]] = {
@@ -223,6 +230,18 @@ _ROW_SCORES: dict[str, Callable[[str, str], float]] = {
 }
 METRICS = tuple(_ROW_SCORES)
 """Names a task may give as its metric."""
+
+
+_SEEN: dict[str, Callable[[str], tuple[str, ...]]] = {
+    "exact_match": lambda text: (),
+    "rouge_l": lambda text: tuple(_tokenizer().tokenize(text)),
+    "token_f1": lambda text: tuple(sorted(_words(text) or _words(text, articles=True))),
+}
+
+
+def seen(metric: str, text: str) -> tuple[str, ...]:
+    """All that a metric looks at in a text: two texts score 1 exactly where this is equal."""
+    return _SEEN[metric](text) or (_caseless(text).strip(),)
 
 
 def score(metric: str, predictions: Sequence[str], references: Sequence[str]) -> list[float]:

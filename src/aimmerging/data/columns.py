@@ -154,9 +154,7 @@ def _detected_form(
     row_id, tools = columns.get("id", "id"), columns.get("tools") or ("tools" if "tools" in found else None)
     outputs = [target for _, target in _PAIRS if not require_output or target in found]
     if "instruction" in found and "output" in outputs and not any(name in found for name in _CHATS):
-        if "input" in found:
-            return Form(row_id, "input", "output", instruction="instruction", tools=tools)
-        return Form(row_id, "instruction", "output", tools=tools)
+        return Form(row_id, "input", "output", instruction="instruction", tools=tools)
     system = columns.get("system") or ("system" if "system" in found else None)
     pairs = [pair for pair in _PAIRS if set(pair) <= found.keys()]
     if not pairs and not require_output:
@@ -277,7 +275,7 @@ def _pair_row(
     record: Mapping[str, Any], form: Form, require_output: bool, report: Report, note: Report
 ) -> _Content | None:
     source, target = str(form.input), str(form.output)
-    has_output = require_output or record.get(target) is not None
+    has_output = require_output or not _is_blank(record.get(target))
     chat = [isinstance(record.get(name), list) for name in (source, target)]
     if has_output and any(chat) and not all(chat) and source in record and target in record:
         several = isinstance(record.get(target), list) and isinstance(record.get(source), str)

@@ -183,10 +183,10 @@ def _read_splits(
     if source.path is None and source.train is None:
         problems.add(task, "no data", "no data is named; give `path`, or `train` and `test` files")
     elif "train" not in tables:
-        problems.add(task, "no train split", f"no train split in {source.path}; give a `train` file")
+        problems.add(task, "no train split", f"no train split in {source.path}; give a `train` file{_left(notes)}")
     if "test" not in tables and source.carve_test == 0:
         cure = "give a `test` file, or set `carve_test` (e.g. 0.2) to set aside that share of train"
-        problems.add(task, "no test split", f"no test split; {cure}")
+        problems.add(task, "no test split", f"no test split; {cure}{_left(notes)}")
     if not check_mapping(source.columns, partial(problems.add, task)):
         return {}
     splits = {
@@ -198,6 +198,11 @@ def _read_splits(
     _check_leaks(splits, problems)
     _note_other_columns(splits, notes)
     return {split: data.rows for split, data in splits.items()}
+
+
+def _left(notes: Problems) -> str:
+    """What lies there and nothing reads, such as a file in a format that is not known."""
+    return "".join(f" ({note})" for note in notes.listed())
 
 
 def _read_split(
@@ -221,7 +226,8 @@ def _read_split(
                 form = find_form(columns, record.values, require_output, report)
                 if form is None:
                     break
-                result.of_prompt.extend(form.of_prompt)
+            given = (name for name in form.of_prompt if name in record.values and name not in result.of_prompt)
+            result.of_prompt.extend(given)
             unread.update(form.unread(record.values))
             row = parse_row(record.values, form, f"{split}-{index}", require_output, report, note)
             if row is not None:
@@ -247,8 +253,9 @@ def _read_split(
 
 def check_name_and_metric(where: str, name: str, metric: str, problems: Problems) -> None:
     """Note a name that could not become part of folder names, and a metric that there is not."""
-    if name in {"", ".", ".."} or not name.isprintable() or "/" in name or "\\" in name:
-        problems.add(where, "name", "the name becomes part of folder names; give a `name` without / and \\")
+    if name in {"", ".", ".."} or not name.isprintable() or name != name.strip() or "/" in name or "\\" in name:
+        cure = "give a `name` without / and \\ and without blanks at its ends"
+        problems.add(where, "name", f"the name becomes part of folder names; {cure}")
     if metric not in METRICS:
         hint = did_you_mean(metric, METRICS)
         problems.add(where, "metric", f"unknown metric {metric!r}{hint}; allowed: {', '.join(METRICS)}")

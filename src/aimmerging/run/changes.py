@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from aimmerging.config import RunConfig
 from aimmerging.data.general import GeneralSource
+from aimmerging.data.tasks import Task
 from aimmerging.errors import RunDirectoryError
 from aimmerging.run import stage_writer
 from aimmerging.store import records, run_directory
@@ -56,6 +57,14 @@ class Change(NamedTuple):
         return f"  - {self.key}: {self.was!r} in the run, {self.now!r} now{never}"
 
 
+_CURES = {
+    "configuration": "give another --out or the same values",
+    "base model": "put its files back as they were, or start a new run in another --out",
+    "setting than a single-task reference of this run": "name a run of method single_task with the values of this one, "
+    "or set single_task to train",
+}
+
+
 def refuse_changes(run: Path, changes: Sequence[Change], *, accept: bool, of: str = "configuration") -> None:
     """Stop with a listing, unless nothing changed or all of it is acceptable and accepted.
 
@@ -63,16 +72,14 @@ def refuse_changes(run: Path, changes: Sequence[Change], *, accept: bool, of: st
         run: the run directory.
         changes: what is not as it was.
         accept: go on with what is acceptable.
-        of: "configuration" or "base model", which the run was made with.
+        of: which the run was made with, a key of :data:`_CURES`.
 
     Raises:
         RunDirectoryError: lists each difference and what can be done about them.
     """
     if not changes or (accept and all(change.acceptable for change in changes)):
         return
-    cure = "give another --out or the same values"
-    if of == "base model":
-        cure = "put its files back as they were, or start a new run in another --out"
+    cure = _CURES[of]
     if all(change.acceptable for change in changes):
         cure += ", or --accept-changes to go on with the new ones"
     lines = [f"{run} was made with another {of}; {cure}:", *map(str, changes)]
@@ -87,6 +94,34 @@ def config_changes(run: RunDirectory, config: RunConfig) -> list[Change]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key.split(".")[0] not in ("out", "tasks", "benchmark")
     ]
+
+
+def refuse_reference(reference: RunDirectory, config: RunConfig, tasks: Sequence[Task]) -> None:
+    """Refuse a single-task reference that learned its tasks otherwise than a run would learn each alone.
+
+    Args:
+        reference: has learned the tasks from the same rows.
+        config: of the run.
+        tasks: that the run is to learn.
+
+    Raises:
+        RunDirectoryError: lists what differs.
+    """
+    alone = config.model_copy(update={"method": "single_task"})
+    found = [
+        change
+        for change in config_changes(reference, alone)
+        if change.key.startswith(("method", "model.", "lora.", "training.", "evaluation.split"))
+        and change.key != "model.name"  # its files are compared
+        and not change.acceptable
+    ]
+    measured = {name: metric for stage in reference.stages for name, metric in stage.metric_of.items()}
+    found += [
+        Change(f"metric of {task.name}", measured[task.name], task.metric, False)
+        for task in tasks
+        if measured[task.name] != task.metric
+    ]
+    refuse_changes(reference.path, found, accept=False, of="setting than a single-task reference of this run")
 
 
 def _without_places(config: RunConfig) -> RunConfig:

@@ -1,6 +1,6 @@
 """Batched greedy generation, sorted by length and shared among processes, and scoring; kept is one line a row."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from aimmerging.store.records import Prediction
 from aimmerging.training import sharing
 from aimmerging.training.encoding import Codec, padded
 from aimmerging.training.limits import ends_of
+from aimmerging.training.models import LoadedModel
+from aimmerging.training.progress import Progress
 
 MARGIN = 4
 """Tokens that an answer may be longer than the longest reference of its task before its generation stops."""
@@ -71,27 +73,62 @@ def answers(
     """
     prompts = codec.prompts(rows)
     order = sorted(range(len(rows)), key=lambda place: len(prompts[place]), reverse=True)
-    pad, left = codec.tokenizer.pad_token_id, not codec.encoder_decoder  # decoders go on at the right
-    was_training = model.training
-    model.eval()
     with _greedy(model, codec, limit) as (settings, tokenizer):
-        ends = {pad, *settings.eos_token_id}
+        ends = {codec.tokenizer.pad_token_id, *settings.eos_token_id}
         stops = tuple(settings.stop_strings or ())
         ended = replace(codec, ends=frozenset(settings.eos_token_id), stops=stops)  # what ends an answer is none of it
 
         def answer(places: list[int]) -> list[Answer]:
-            batch = [prompts[place] for place in places]
-            ids, mask = padded(batch, pad, left=left), padded([[1] * len(prompt) for prompt in batch], 0, left=left)
-            output = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), tokenizer=tokenizer
-            )
-            fresh = output[:, 1 if codec.encoder_decoder else ids.shape[1] :].tolist()  # a decoder's start is no answer
+            batch = _together([prompts[place] for place in places], codec, model)
+            output = model.generate(**batch, tokenizer=tokenizer)
+            start = 1 if codec.encoder_decoder else batch["input_ids"].shape[1]  # a decoder's start is no answer
+            fresh = output[:, start:].tolist()
             cut = [len(row) >= settings.max_new_tokens and row[-1] not in ends for row in fresh]
             return [Answer(*pair) for pair in zip(ended.texts(fresh), cut, strict=True)]
 
-        found = sharing.over_rows(order, batch_size, answer, ranks, advance)
-    model.train(was_training)
-    return found
+        return sharing.over_rows(order, 1 if codec.one_by_one else batch_size, answer, ranks, advance)
+
+
+def _together(prompts: Sequence[list[int]], codec: Codec, model: Any) -> dict[str, Any]:
+    """Prompts as one batch; those of decoders are padded on the left, since they go on at the right."""
+    left = not codec.encoder_decoder
+    ids = padded(prompts, codec.tokenizer.pad_token_id, left=left)
+    mask = padded([[1] * len(prompt) for prompt in prompts], 0, left=left)
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+
+
+_FEWER, _MORE = 4, 12
+_PART = 1e-3
+"""Of the spread of logits: a difference that rounding does not make. Sound models of 36 families stay under 1e-6."""
+
+
+@torch.no_grad()
+def depends_on_padding(model: Any, codec: Codec) -> bool:
+    """Whether the model goes on otherwise with a prompt that stands beside a longer one, and so is padded.
+
+    Some models pay no regard to `attention_mask`, as RWKV: what they answer depends on the batch.
+    """
+    special = set(codec.tokenizer.all_special_ids)
+    words = [token for token in range(len(codec.tokenizer)) if token not in special]
+    short, long = words[:_FEWER], (words * _MORE)[:_MORE]
+    with _greedy(model, codec, 1) as (_, tokenizer):
+        options = {"tokenizer": tokenizer, "output_logits": True, "return_dict_in_generate": True}
+        alone, beside = (
+            model.generate(**_together(prompts, codec, model), **options).logits[0][0]
+            for prompts in ([short], [short, long])
+        )
+    part = max(_PART, 12 * torch.finfo(alone.dtype).eps)
+    return bool((alone.float() - beside.float()).square().mean().sqrt() > part * alone.float().std())
+
+
+def check_padding(loaded: LoadedModel, progress: Progress) -> None:
+    """Where answers would depend on the batch they are in, have each row answered alone, and say so."""
+    if depends_on_padding(loaded.model, loaded.codec):
+        loaded.codec = replace(loaded.codec, one_by_one=True)
+        progress.say(
+            f"note: {type(loaded.model.get_base_model()).__name__} does not leave padding out of account, so its "
+            "answer to a row would depend on the rows beside it; rows are answered one at a time, which takes longer"
+        )
 
 
 def generation_config(base: GenerationConfig, codec: Codec, limit: int | None = None) -> GenerationConfig:
@@ -121,7 +158,7 @@ def generation_config(base: GenerationConfig, codec: Codec, limit: int | None = 
 
 @contextmanager
 def _greedy(model: Any, codec: Codec, limit: int | None) -> Iterator[tuple[Any, Any]]:
-    """Let the model generate by :func:`generation_config` for a while.
+    """Let the model generate by :func:`generation_config`, in eval mode, for a while.
 
     Yields that configuration, and the tokenizer where stop strings need it.
 
@@ -131,7 +168,8 @@ def _greedy(model: Any, codec: Codec, limit: int | None) -> Iterator[tuple[Any, 
     inner: Any = getattr(getattr(model, "base_model", None), "model", None)
     holders: list[Any] = [model, inner] if getattr(inner, "generation_config", None) is not None else [model]
     before = [part.generation_config for part in holders]
-    greedy = generation_config(before[0], codec, limit)
+    greedy, was_training = generation_config(before[0], codec, limit), model.training
+    model.eval()
     try:
         for part in holders:
             part.generation_config = greedy
@@ -139,6 +177,7 @@ def _greedy(model: Any, codec: Codec, limit: int | None) -> Iterator[tuple[Any, 
     finally:
         for part, config in zip(holders, before, strict=True):
             part.generation_config = config
+        model.train(was_training)
 
 
 def evaluate(
@@ -164,13 +203,14 @@ def evaluate(
             place for place, (one, row) in pairs if one.cut and metrics.exact_match_undecided(one.text, row.output)
         ]
         whole = answers(model, codec, [rows[place] for place in again], batch_size, None, ranks) if again else []
-        for place, one in zip(again, whole, strict=True):
-            found[place] = one
-    texts, references = [one.text for one in found], [row.output for row in rows]
-    scores = metrics.score(metric, texts, references)
+        answered = dict(zip(again, whole, strict=True))  # of the others the end is not known
+        found = [answered.get(place, one._replace(cut=False)) for place, one in enumerate(found)]
+    scores = metrics.score(metric, [one.text for one in found], [row.output for row in rows])
     return [
-        Prediction(id=row.id, prediction=text, reference=row.output, score=score)
-        for row, text, score in zip(rows, texts, scores, strict=True)
+        Prediction(
+            id=row.id, prediction=one.text, reference=row.output, score=score, **({"cut": True} if one.cut else {})
+        )
+        for row, one, score in zip(rows, found, scores, strict=True)
     ]
 
 
@@ -179,6 +219,16 @@ def answer_limit(codec: Codec, rows: Sequence[Row], metric: str) -> int:
     if metric != "exact_match" or not rows:
         return codec.max_output_tokens
     return min(codec.max_output_tokens, max(len(ids) for ids in codec.answers(rows)) + MARGIN)
+
+
+def cut_answers(counts: Mapping[str, tuple[int, int]], limit: int) -> str:
+    """One sentence about answers that were cut, of (how many, of how many) by task; nothing where there is no task."""
+    some = ", ".join(
+        f"{count} of {rows} answers{name and f' to {name}'}" for name, (count, rows) in counts.items() if count
+    )
+    return some and (
+        f"{some} were cut at {limit} tokens (training.max_output_tokens of the run) before the model had ended them"
+    )
 
 
 def points(predictions: Sequence[Prediction]) -> float:

@@ -4,8 +4,10 @@ Pure, and without a tokenizer. A task has labels where its training rows have fe
 """
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
 
 from aimmerging.core import metrics
 from aimmerging.data.tasks import Row, Task
@@ -16,8 +18,10 @@ from aimmerging.store.records import Finding
 _ROWS_A_LABEL = 4
 """Training rows for each different answer, on average, from which the answers are taken for labels."""
 _COMPARED = 40
-"""Most labels that are compared with one another by the metric."""
+"""Most answers of the same words that are compared with one another."""
 _SHOWN = 4
+_WORDLESS = re.compile(r"[\W_]+")
+_SIGN = re.compile(r"[^\w\s.\u2212-]|[-\u2212](?=[0-9])|(?<=[0-9])\.(?=[0-9])")
 _NUMBER = re.compile(r"(?=.*[-\u2212.])[-\u2212]?[0-9]+(\.[0-9]+)?")
 """Numbers with a sign or a decimal point."""
 
@@ -30,11 +34,13 @@ def examine(task: Task) -> Iterator[Finding]:
     if rivals := several_answers(task.train):
         yield _rivals(task, rivals)
     labels = labels_of(task.train)
-    if pairs := alike(labels, task.metric):
+    free = [] if labels else of_same_words(task.train)
+    if pairs := alike(labels, task.metric, folded) if labels else alike(free, task.metric, signs):
         cases = "; ".join(f"{shown(one)} and {shown(other)}" for one, other in pairs[:_SHOWN])
+        what = "labels" if labels else "answers"
         text = (
-            f"{task.metric} takes {len(pairs)} pairs of different labels for the same answer, so a wrong one scores as "
-            f"right: {cases}. Use exact_match, or write the labels in words"
+            f"{task.metric} takes {len(pairs)} pairs of different {what} for the same answer, so a wrong one scores as "
+            f"right: {cases}. Use exact_match, or write the {what} in words"
         )
         yield Finding(kind="alike", task=task.name, text=text)
     yield from _misread_numbers(task)
@@ -58,25 +64,38 @@ def unseen(labels: Counter[str], rows: Sequence[Row], metric: str) -> Counter[st
     """Answers of rows that the metric takes for none of the labels, with their rows."""
     if not labels:
         return Counter()
-    known = {folded(label) for label in labels}
-    other = Counter(row.output for row in rows if folded(row.output) not in known)
-    if len(other) > _COMPARED:
-        return other
-    found = {answer: count for answer, count in other.items() if not _means_one(answer, labels, metric)}
-    return Counter(found)
+    other = Counter(row.output for row in rows if row.output not in labels)
+    known = {metrics.seen(metric, label) for label in labels} if other else set()
+    return Counter({answer: count for answer, count in other.items() if metrics.seen(metric, answer) not in known})
 
 
-def alike(labels: Counter[str], metric: str) -> list[tuple[str, str]]:
-    """Pairs of labels of which one scores as if it were the other, but for those that are spellings of one."""
-    often = [label for label, _ in labels.most_common(_COMPARED)]
-    pairs = [(one, other) for place, one in enumerate(often) for other in often[place + 1 :]]
-    return [pair for pair in pairs if folded(pair[0]) != folded(pair[1]) and _equal(*pair, metric)]
+def alike(answers: Iterable[str], metric: str, differ: Callable[[str], object]) -> list[tuple[str, str]]:
+    """Pairs of answers of which one scores as if it were the other, though what `differ` gives of them differs."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for answer in answers:
+        groups.setdefault(metrics.seen(metric, answer), []).append(answer)
+    pairs = (pair for group in groups.values() for pair in combinations(group[:_COMPARED], 2))
+    return [(one, other) for one, other in pairs if differ(one) != differ(other)]
+
+
+def of_same_words(rows: Sequence[Row]) -> list[str]:
+    """Different answers that have the words of another one, in their order."""
+    groups: dict[str, list[str]] = {}
+    for answer in dict.fromkeys(row.output for row in rows):
+        groups.setdefault(_WORDLESS.sub("", answer.casefold()), []).append(answer)
+    return [answer for group in groups.values() if len(group) > 1 for answer in group]
+
+
+def signs(text: str) -> list[str]:
+    """Signs that say something where a metric looks at words alone: operators, currencies, emoji, signs of numbers."""
+    return [sign for sign in _SIGN.findall(text) if sign in "#%&*/@-\u2212." or unicodedata.category(sign)[0] == "S"]
 
 
 def taken_for(number: str, metric: str) -> str:
     """Another number that the metric takes for this one, because it leaves the sign or the point out; else nothing."""
     others = (number.lstrip("-\u2212"), number.replace(".", ""))
-    return next((other for other in others if other != number and _equal(other, number, metric)), "")
+    same = metrics.seen(metric, number)
+    return next((other for other in others if other != number and metrics.seen(metric, other) == same), "")
 
 
 def several_answers(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -110,14 +129,6 @@ def _misread_numbers(task: Task) -> Iterator[Finding]:
             f"{task.metric} does not look at these, so a wrong one scores as right: {cases}. Use exact_match"
         )
         yield Finding(kind="numbers", task=task.name, split="train", rows=numbers.total(), text=text)
-
-
-def _means_one(answer: str, labels: Counter[str], metric: str) -> bool:
-    return any(_equal(answer, label, metric) for label, _ in labels.most_common(_COMPARED))
-
-
-def _equal(one: str, other: str, metric: str) -> bool:
-    return metrics.score(metric, [one], [other])[0] == 1.0
 
 
 def _counted(labels: Counter[str]) -> str:

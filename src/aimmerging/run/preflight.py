@@ -31,7 +31,7 @@ from aimmerging.training.progress import Progress
 SPLITS = ("train", "validation", "test")
 _CACHED_FROM = 1000
 """Rows of a split from which its measurement is kept."""
-_VERSION = 5
+_VERSION = 6
 """Of what is measured; another one makes the cache void."""
 _DRAWS = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 """What gives a template of Jinja random text."""

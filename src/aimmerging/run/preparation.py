@@ -15,8 +15,10 @@ from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import Method
 from aimmerging.run import changes, gating, general, preflight, recovery, sources, stage_writer
 from aimmerging.run.checkpoints import Working
+from aimmerging.run.generation import check_padding
 from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion, run_directory
+from aimmerging.store.records import Manifest
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training import trackers
 from aimmerging.training.adapters import check_plain_lora
@@ -135,9 +137,13 @@ def stage_to_add(setting: Setting, run: RunDirectory, task: Task) -> Todo:
 
 
 def with_located_model(config: RunConfig, out: Path, base: Path) -> RunConfig:
-    """The configuration with the model's folder from `base`; a run directory made before that goes on with its own."""
-    saved = RunDirectory.open(out).config.model if run_directory.is_run(out) else None
-    return config if config.model == saved else sources.located(config, base)
+    """The configuration with the folders it names from `base`; a run made before that goes on with its own."""
+    found = sources.located(config, base)
+    if not run_directory.is_run(out):
+        return found
+    saved = RunDirectory.open(out).config
+    own = {key: getattr(config, key) for key in ("model", "single_task") if getattr(config, key) == getattr(saved, key)}
+    return found.model_copy(update=own)
 
 
 def working_folder(
@@ -154,24 +160,23 @@ def working_folder(
     return Working(folder, held_to, setting.task_config.checkpoint.every_steps, setting.progress.say), changed
 
 
-def check_scorable(setting: Setting, todo: Todo) -> None:
-    """Refuse, before anything is trained, what could not be scored after it; say which floor would hold nothing back.
+def check_scorable(config: RunConfig, method: Method, out: Path, todo: Todo) -> None:
+    """Refuse, before anything is trained, what could not be scored after it.
 
     Raises:
         ConfigError: a task has no row in the split that is evaluated on, or the gate has no earlier stage to compare.
-        RunDirectoryError: the single-task reference has not learned these tasks.
+        RunDirectoryError: the single-task reference has not learned these tasks, or otherwise.
     """
-    tasks, split = [task for _, tasks in todo for task in tasks], setting.config.evaluation.split
-    method = setting.method
-    if setting.config.gate and (method.scored_alone or method.joint):
+    tasks, split = [task for _, tasks in todo for task in tasks], config.evaluation.split
+    if config.gate and (method.scored_alone or method.joint):
         raise ConfigError(
-            f"method {setting.config.method!r} does not learn task after task, so there is no stage before for a gate "
+            f"method {config.method!r} does not learn task after task, so there is no stage before for a gate "
             "to compare with; set gate to null"
         )
-    if setting.config.gate and setting.config.evaluation.matrix != "full" and len(todo) > 1:
+    if config.gate and config.evaluation.matrix != "full" and len(todo) > 1:
         raise ConfigError(
             "a gate compares every stage with the one before on all tasks, and evaluation.matrix is "
-            f"{setting.config.evaluation.matrix}, which scores the earlier tasks after the last one alone; set "
+            f"{config.evaluation.matrix}, which scores the earlier tasks after the last one alone; set "
             "evaluation.matrix to full, or set gate to null and give the gate to `aimmerging learn` with --set, which "
             "scores every task whatever evaluation.matrix says"
         )
@@ -181,11 +186,9 @@ def check_scorable(setting: Setting, todo: Todo) -> None:
             f"evaluation.split is {split}, of which there are no rows in {', '.join(missing)}; "
             f"give `{split}` files, set `carve_{split}`, or evaluate on another split"
         )
-    learned = RunDirectory.open(setting.out).learned if run_directory.is_run(setting.out) else ()
-    sets = [source.name for source in setting.config.evaluation.general]
-    for sentence in gating.floors_of_nothing(setting.config.gate, [*learned, *(task.name for task in tasks), *sets]):
-        setting.progress.say(f"note: {sentence}")
-    run_directory.open_reference(setting.out, setting.config, {task.name: task.sha256 for task in tasks})
+    reference = run_directory.open_reference(out, config, {task.name: task.sha256 for task in tasks})
+    if reference is not None and config.single_task != "train":
+        changes.refuse_reference(reference, config, tasks)
 
 
 def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
@@ -205,14 +208,22 @@ def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
         folder = sources.base_folder(config.model, setting.progress)
     loaded = load_model(config, folder)
     loaded.model.to(setting.ranks.device)
-    changes.refuse_changes(out, changes.base_changes(manifest, loaded), accept=False, of="base model")
+    _refuse_other_base(config, out, manifest, loaded)
     if setting.method.merges:
         check_plain_lora(loaded.model, config.method)
+    tasks = [task for _, tasks in todo for task in tasks]
+    named = [
+        *(run.learned if run else ()),
+        *(task.name for task in tasks),
+        *(one.name for one in config.evaluation.general),
+    ]
+    for sentence in gating.floors_of_nothing(config.gate, named):
+        setting.progress.say(f"note: {sentence}")
     with setting.ranks.main_process_first():  # the others find the measurements in the cache
-        tasks = [task for _, tasks in todo for task in tasks]
         # a candidate is set aside before training, so what it learned is not of the past
         past = [*preflight.past_tasks(promotion.in_use(run)), *general.as_tasks(run)] if run else []
         findings = preflight.check([*tasks, *sets], loaded.codec, loaded.settings, setting.progress, past=past)
+    check_padding(loaded, setting.progress)
     if setting.ranks.is_main_process:
         if run is None:
             run_directory.save_config(out, config)
@@ -224,3 +235,16 @@ def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
             stage_writer.write_manifest(run, loaded)
         preflight.write(run, findings)
     return loaded
+
+
+def _refuse_other_base(config: RunConfig, out: Path, manifest: Manifest | None, loaded: LoadedModel) -> None:
+    """The base is the one that the run and its single-task reference began with.
+
+    Raises:
+        RunDirectoryError: lists what is different.
+    """
+    changes.refuse_changes(out, changes.base_changes(manifest, loaded), accept=False, of="base model")
+    if reference := run_directory.open_reference(out, config, {}):
+        found = changes.base_changes(reference.manifest(), loaded)
+        of = "setting than a single-task reference of this run"
+        changes.refuse_changes(reference.path, found, accept=False, of=of)

@@ -129,8 +129,8 @@ def remember(
 
 
 def with_own_answers(rows: Sequence[Row], answered: Sequence[Prediction], least: float) -> tuple[list[Row], int]:
-    """The rows, with the model's answer where it scored at least `least` and is not empty; and how many those are."""
-    right = [bool(one.prediction) and one.score >= least for one in answered]
+    """The rows, with the model's answer where it is whole, not empty and scored at least `least`; and how many."""
+    right = [bool(one.prediction) and not one.cut and one.score >= least for one in answered]
     found = [
         replace(row, output=one.prediction) if own else row for row, one, own in zip(rows, answered, right, strict=True)
     ]

@@ -11,7 +11,7 @@ from aimmerging.config import EvaluationConfig
 from aimmerging.data.tasks import Row, Task
 from aimmerging.methods import Method
 from aimmerging.run.checkpoints import BEFORE, Working
-from aimmerging.run.generation import evaluate, points
+from aimmerging.run.generation import cut_answers, evaluate, points
 from aimmerging.store import files, records
 from aimmerging.store.records import Prediction
 from aimmerging.store.run_directory import Stage, stage_slug
@@ -108,6 +108,15 @@ class Scorer:
         """Whether this process is the one that writes what was found."""
         return self.ranks is None or self.ranks.is_main_process
 
+    def cut(self, predictions: Predictions) -> list[str]:
+        """What is to be said of answers that were cut; nothing where none was."""
+        counts = cut_of(predictions)
+        said = cut_answers(
+            {name: (count, len(predictions[name])) for name, count in counts.items()},
+            self.loaded.codec.max_output_tokens,
+        )
+        return [f"{said}, and are scored as far as they go"] if said else []
+
     def scores(self, sets: Sequence[EvaluationSet]) -> dict[str, float]:
         """Points by task."""
         return points_of(self.predictions(sets))
@@ -116,6 +125,12 @@ class Scorer:
 def points_of(predictions: Predictions) -> dict[str, float]:
     """Points by task."""
     return {name: points(answers) for name, answers in predictions.items()}
+
+
+def cut_of(predictions: Predictions) -> dict[str, int]:
+    """How many answers were cut, by task; tasks without any are left out."""
+    counts = {name: sum(one.cut for one in answers) for name, answers in predictions.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 class Before(TypedDict):

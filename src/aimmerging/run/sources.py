@@ -50,7 +50,8 @@ def general(config: RunConfig, base: Path, tasks: Sequence[str]) -> list[Task]:
 
 
 def located(config: RunConfig, base: Path) -> RunConfig:
-    """The configuration with the folders of base model and adapter found as those of tasks are: from `base`.
+    """The configuration with the folders of base model, adapter and single-task reference found as those of tasks are:
+    from `base`.
 
     They become absolute, so that the run directory knows them wherever a later command is given. A name that is no
     folder there stays as it is: a hub id, a built-in base, or a path from where the command is given.
@@ -60,7 +61,10 @@ def located(config: RunConfig, base: Path) -> RunConfig:
         value = getattr(config.model, key)
         if value is not None and value not in BUILT_IN and os.path.isdir(base / value):
             found[key] = str((base / value).absolute())
-    return config.model_copy(update={"model": config.model.model_copy(update=found)}) if found else config
+    whole: dict[str, Any] = {"model": config.model.model_copy(update=found)} if found else {}
+    if config.single_task not in ("none", "train") and os.path.isdir(base / config.single_task):
+        whole["single_task"] = str((base / config.single_task).absolute())
+    return config.model_copy(update=whole) if whole else config
 
 
 def base_folder(config: ModelConfig, progress: Progress) -> str:

@@ -85,7 +85,8 @@ class Results(NamedTuple):
         before: points of the new task with the last stage's adapter.
         general: points by set that is never trained.
         memory: rows kept of the task.
-        warnings: of a training that may have taught nothing.
+        warnings: of a training that may have taught nothing, and of answers that were cut.
+        cut: answers that were cut, by task.
         changed: values in place of the run's.
         gate: how the run's gate judged the stage.
     """
@@ -96,6 +97,7 @@ class Results(NamedTuple):
     general: dict[str, float]
     memory: MemoryCount | None
     warnings: tuple[str, ...]
+    cut: dict[str, int]
     changed: dict[str, Any]
     gate: Gate | None
 

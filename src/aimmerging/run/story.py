@@ -31,7 +31,7 @@ def learn_all(setting: Setting, plan: Callable[[], Todo], *, added: TaskSource |
             messages.say_nothing_to_do(out, setting.progress)
             if not new_sets:
                 return out
-        preparation.check_scorable(setting, todo)
+        preparation.check_scorable(setting.config, setting.method, out, todo)
         loaded = preparation.load(setting, todo, new_sets)
         if ranks.is_main_process and todo:
             recovery.set_candidates_aside(out, setting.progress)
@@ -98,6 +98,7 @@ def _learn_stage(
                 scored = [*(EvaluationSet.saved(past) if every and not method.scored_alone else []), *sets]
                 predictions = scorer.predictions(scored)
                 ability = general.predictions(scorer, committed)
+            warnings += messages.say_warnings(title, scorer.cut(predictions | ability), progress)
             check = largest_logits(loaded.model, loaded.codec, sets, ranks)
             if not ranks.is_main_process:
                 return
@@ -111,7 +112,7 @@ def _learn_stage(
                 )
                 scores = scoring.points_of(predictions)
                 began = (before["zero_shot"], before["scores"].get(title), scoring.points_of(ability))
-                found = Results(scores, *began, count, warnings, changed, gate)
+                found = Results(scores, *began, count, warnings, scoring.cut_of(predictions), changed, gate)
                 write_stage(
                     folder, config, trained, loaded, tasks, sets, method,
                     index=index, results=found, check=check, adapter=adapter,

@@ -196,15 +196,14 @@ class StageRecord(Record):
         zero_shot: points of the new tasks before any training.
         before: points of the new task right before it was learned.
         general: points by set that is never trained.
-        warnings: of a training that may have taught nothing.
+        warnings: of a training that may have taught nothing, and of answers that were cut.
+        cut: answers that came to `training.max_output_tokens` before the model had ended them, by task.
         memory: rows kept of the task.
         changed: values that this stage was learned with in place of the run's.
         gate: how the run's gate judged the stage.
-        costs: of this stage.
-        truncation: of this stage.
+        costs, truncation: of this stage.
         hashes: SHA-256 by kind of file.
-        data: content hash of each of `tasks`.
-        sources: of each of `tasks`.
+        data, sources: content hash and source of each of `tasks`.
         finished: when, in UTC.
     """
 
@@ -221,6 +220,7 @@ class StageRecord(Record):
     general: dict[str, float] = {}
     memory: MemoryCount | None = None
     warnings: tuple[str, ...] = ()
+    cut: dict[str, Count] = {}
     changed: dict[str, Any] = {}
     gate: Gate | None = None
     costs: Costs
@@ -241,7 +241,7 @@ class Scores(Record):
     """scores.json: the score matrix in points, None where nothing was evaluated, and what it comes to.
 
     `general` holds the points of each set that is never trained, columns as the matrix has them; nothing of `summary`
-    is made from it.
+    is made from it. `cut` is :attr:`StageRecord.cut` at the last stage that scored a task.
     """
 
     method: str
@@ -253,6 +253,7 @@ class Scores(Record):
     single_task: tuple[float | None, ...] | None = None
     summary: Summary
     general: dict[str, tuple[float | None, ...]] = {}
+    cut: dict[str, Count] = {}
     rehearsal: dict[str, Any] = {}
     costs: Costs = Costs()
 
@@ -356,13 +357,14 @@ class Memory(Sparse):
     sha256: str | None = None
 
 
-class Prediction(Record):
-    """What the model answered to one row, and the row's score in 0..1."""
+class Prediction(Sparse):
+    """What the model answered to one row, and the row's score in 0..1; `cut` as in :attr:`StageRecord.cut`."""
 
     id: str
     prediction: str
     reference: str
     score: float
+    cut: bool = False
 
 
 _R = TypeVar("_R", bound=Record)

@@ -58,6 +58,11 @@ class Stage:
         return self.record.tasks
 
     @property
+    def metric_of(self) -> dict[str, str]:
+        """Metric of each of :attr:`tasks`."""
+        return dict(zip(self.record.tasks, self.record.metrics, strict=True))
+
+    @property
     def has_memory(self) -> bool:
         """Whether rows of the stage's task are kept; dropped ones do not count, even if a kill left files behind."""
         return (self.path / "memory" / "rows.jsonl").exists() and not _dropped(self.path)
@@ -79,6 +84,23 @@ class Stage:
     def predictions(self, place: int, task: str) -> Path:
         """File of the answers given at this stage to the run's task number `place`, from 1."""
         return self.path / "predictions" / f"{stage_slug(place, task)}.jsonl"
+
+    def answered(self) -> dict[str, str]:
+        """The file of the answers to each task scored here, also where it was dropped, as a path in the stage's folder.
+
+        A slug may be that of several tasks (`mail`, `Mail`), and a stage that was set aside may have had other tasks
+        before it. So the files are told apart by their order, the places of the tasks, in which the scores stand too.
+        """
+        files = {*(self.path / "predictions").glob("*.jsonl"), *map(self.path.joinpath, dropped_files(self.path))}
+        numbers = ((re.match(r"[0-9]+", file.name), file.name) for file in files)
+        placed = sorted((int(number[0]), name) for number, name in numbers if number)
+        found: dict[str, str] = {}
+        for task in self.record.scores:
+            while placed and task not in found:
+                place, name = placed.pop(0)
+                if name == f"{stage_slug(place, task)}.jsonl":
+                    found[task] = f"predictions/{name}"
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +218,7 @@ class RunDirectory:
             single_task=single_task,
             summary=metrics.summarise(matrix, single_task),
             general=self._general(),
+            cut=self._cut(),
             rehearsal={
                 "placement": self.config.rehearsal.placement,
                 "share": self.config.rehearsal_share,
@@ -216,6 +239,11 @@ class RunDirectory:
             for name, value in record.scores.items():
                 matrix[names.index(name)][record.index] = value
         return tuple(map(tuple, matrix))
+
+    def _cut(self) -> dict[str, int]:
+        """Answers that were cut at the last stage that scored their task, where there are any."""
+        counts = {name: stage.record.cut.get(name, 0) for stage in self.stages for name in stage.record.scores}
+        return {name: count for name, count in counts.items() if count}
 
     def _general(self) -> dict[str, tuple[float | None, ...]]:
         """Points of each general set, in the columns of the matrix."""

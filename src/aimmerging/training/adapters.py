@@ -20,15 +20,23 @@ _NAMES = {"use_dora": "DoRA", "use_bdlora": "BD-LoRA (use_bdlora)", "use_qalora"
 
 
 def check_attached(settings: Any, where: str) -> None:
-    """Refuse a LoRA adapter that changes the base when it is attached: loaded again, its base would have other weights.
+    """Refuse an adapter that is not learned, or not loaded again, as its settings say.
+
+    LoRA that changes the base when it is attached would find another base; AdaLoRA gives out its ranks in a call after
+    each step, which no trainer makes.
 
     Args:
         settings: PEFT's configuration of the adapter.
         where: what the message calls it.
 
     Raises:
-        ModelError: names the initialisation and how PEFT turns the adapter into plain LoRA.
+        ModelError: names the initialisation and how PEFT turns the adapter into plain LoRA, or AdaLoRA.
     """
+    if settings.peft_type == "ADALORA":
+        raise ModelError(
+            f"{where} is an AdaLoRA adapter: its ranks are given out by a call after each step that no trainer makes "
+            "(update_and_allocate), and PEFT cannot answer with a saved one; start from a LoRA adapter, or from none"
+        )
     init = getattr(settings, "init_lora_weights", True)
     if init in PLAIN_INITS:
         return

@@ -54,6 +54,7 @@ class Codec:
         chat_template: use the tokenizer's template where it has one.
         ends: token ids that end an answer when it is generated, beside the end-of-sequence token.
         stops: texts that do.
+        one_by_one: answer each row alone, because the model does not leave padding out of account.
     """
 
     tokenizer: Any
@@ -63,6 +64,7 @@ class Codec:
     chat_template: bool = True
     ends: frozenset[int] = frozenset()
     stops: tuple[str, ...] = ()
+    one_by_one: bool = False
 
     @property
     def templated(self) -> bool:
@@ -132,7 +134,7 @@ class Codec:
             said = " ".join(str(error).split())
             raise ModelError(
                 f"{row.place}: the tokenizer's chat template refuses this row: {said}; change the row's messages to "
-                "what the template takes"
+                "what the template takes, or give the base a template that takes them"
             ) from None
 
     def _template(self, tools: list[dict[str, Any]] | None) -> str | None:

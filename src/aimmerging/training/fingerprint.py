@@ -34,6 +34,13 @@ def fingerprint(codec: Codec, generation: Any) -> dict[str, str]:
     }
 
 
+def of_tokenizer(tokenizer: Any) -> str | None:
+    """SHA-256 of what turns text into tokens; None where there is nothing that does."""
+    if not hasattr(tokenizer, "get_vocab"):
+        return None
+    return hashlib.sha256(json.dumps(_rules(tokenizer), sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _rules(tokenizer: Any) -> Any:
     """What turns text into tokens and back, as plain data."""
     settings = {name: getattr(tokenizer, name, None) for name in _RULES}

@@ -3,7 +3,7 @@
 trainer = ContinualSFTTrainer(..., method=Aim(), memory=Memory.open("memory/"))
 
 memory/01-tickets/COMMITTED            written last, see aimmerging.store.files
-memory/01-tickets/task.json            name, hash and number of the training rows, policy, ratio
+memory/01-tickets/task.json            name, hash and number of the training rows, policy, ratio, hash of the tokenizer
 memory/01-tickets/rows.jsonl           the rows that are kept, tokenised
 memory/01-tickets/logits.safetensors   top-k answer logits of these rows
 memory/01-tickets/method/              what the method carries to the next task
@@ -24,9 +24,10 @@ from aimmerging.core import memory as rules
 from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.store import files, run_directory
 from aimmerging.store.tensor_tree import load_state, save_state, to_device
-from aimmerging.training import sharing
+from aimmerging.training import fingerprint, sharing
 from aimmerging.training.distillation import AnswerLogits, answer_logits, load_logits, save_logits
 from aimmerging.training.hf_hooks import collated_columns
+from aimmerging.training.limits import embedding_rows
 from aimmerging.training.method import Method
 
 Feature = Mapping[str, Any]
@@ -112,6 +113,7 @@ class Memory:
         kept: Sequence[dict[str, Any]],
         answers: Sequence[AnswerLogits],
         method: tuple[str, dict[str, Any]],
+        made_with: Mapping[str, Any],
     ) -> None:
         """Write what is kept of a task; a task of the same name is replaced.
 
@@ -120,6 +122,7 @@ class Memory:
             kept: the chosen ones.
             answers: their answer logits; empty where none are kept.
             method: name and state of the method.
+            made_with: what its token ids mean something to, see :func:`token_ids_of`.
 
         Raises:
             RunDirectoryError: the folder cannot be written.
@@ -134,7 +137,7 @@ class Memory:
                 save_logits(folder / "logits.safetensors", answers)
             save_state(folder / "method", method[1])
             record = {"task": name, "sha256": _hash(rows), "train_rows": len(rows), "rows": len(kept)}
-            record |= {"policy": self.policy, "ratio": self.ratio, "method": method[0]}
+            record |= {"policy": self.policy, "ratio": self.ratio, "method": method[0], **made_with}
             files.write_json(folder / "task.json", {"schema_version": files.SCHEMA_VERSION, **record})
         with files.writing(self.folder):
             for path in before:
@@ -173,7 +176,8 @@ def recall(
     """Rows and answer logits of the past tasks, by task; the method takes back what it carries.
 
     Raises:
-        ConfigError: answer logits are given beside those of the folder, or the method wants answers of the model's own.
+        ConfigError: answer logits are given beside those of the folder, the method wants answers of the model's own, or
+            the rows are of another tokenizer.
     """
     if method.own_answers_from is not None:
         raise ConfigError(
@@ -184,6 +188,7 @@ def recall(
         raise ConfigError("answers are given beside a Memory, which keeps its own; leave `answers` out")
     rows = training_rows(trainer)
     past = memory.others(rows)
+    _check_token_ids(past, token_ids_of(trainer))
     state = memory.method_state(type(method).__name__, rows)
     if state is not None:
         method.restore(to_device(state, trainer.args.device))
@@ -192,13 +197,31 @@ def recall(
     }
 
 
+def token_ids_of(trainer: Any) -> dict[str, Any]:
+    """What token ids mean in a trainer: hash of its tokenizer, if it has one, and how many ids its model knows."""
+    tokenizer = fingerprint.of_tokenizer(getattr(trainer, "processing_class", None))
+    return {"tokenizer": tokenizer, "vocabulary": embedding_rows(trainer.model.config)}
+
+
+def _check_token_ids(past: Sequence[Remembered], now: Mapping[str, Any]) -> None:
+    """Refuse rows whose token ids mean something else now; what is not known of both sides is not compared."""
+    for one in past:
+        for key, value in now.items():
+            if None not in (value, one.record.get(key)) and value != one.record[key]:
+                raise ConfigError(
+                    f"{one.path} holds token ids of another {key} than this trainer's, which mean something else here; "
+                    "train with the tokenizer and the base model that the memory was made with, or open another folder"
+                )
+
+
 def remember(memory: Memory, trainer: Any) -> None:
     """Add the task that a trainer has learned; the main process writes, and all know it afterwards."""
     rows = training_rows(trainer)
     kept = memory.choose(rows)
     answers = logits_of(trainer.session, kept, memory.stored_logits) if memory.stored_logits else []
     if trainer.accelerator.is_main_process:
-        memory.add(rows, kept, answers, (type(trainer.method).__name__, trainer.method.state()))
+        method = (type(trainer.method).__name__, trainer.method.state())
+        memory.add(rows, kept, answers, method, token_ids_of(trainer))
     trainer.accelerator.wait_for_everyone()
     if not trainer.accelerator.is_main_process:
         memory.read()

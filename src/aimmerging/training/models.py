@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from aimmerging.config import LoraSection, ModelConfig, RunConfig
 from aimmerging.data.tasks import Row
@@ -142,6 +143,7 @@ def load_tokenizer(config: ModelConfig, folder: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         tokenizer("its settings are read when it is used first")
         words = len(tokenizer) - len(tokenizer.all_special_ids)
+    _check_generation_config(Path(folder))
     if words < 2:
         # where T5's files are missing, transformers makes up a tokenizer of nothing but special tokens
         raise ModelError(f"model {config.name!r} has no tokenizer; give a folder with tokenizer.json or its like")
@@ -150,6 +152,22 @@ def load_tokenizer(config: ModelConfig, folder: str) -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return settings, tokenizer
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Refuse a generation_config.json that transformers would pass over, and with it what ends an answer.
+
+    Raises:
+        ModelError: names the file.
+    """
+    file = folder / "generation_config.json"
+    if not os.path.isfile(file):  # unlike pathlib's, it takes any text for a path
+        return
+    cure = "give the file as it was published with the model, or take it away"
+    ends = _read_object(file, cure).get("eos_token_id")
+    ids: list[Any] = cast("list[Any]", ends) if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(end, int) and not isinstance(end, bool) for end in ids):
+        raise ModelError(f"{file} has eos_token_id {ends!r:.60}, which is a token's number or a list of them; {cure}")
 
 
 def load_generation(config: ModelConfig, folder: str, settings: Any) -> Any:
@@ -244,13 +262,7 @@ def _check_adapter_config(folder: Path) -> None:
     from peft.config import PromptLearningConfig
 
     file = folder / "adapter_config.json"
-    try:
-        settings = parse_json(read_text(file))
-    except (OSError, ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ModelError(f"{file} cannot be read: {said}; give the folder of a PEFT adapter") from None
-    if not isinstance(settings, dict):
-        raise ModelError(f"{file} holds {type(settings).__name__}; give the folder of a PEFT adapter")
+    settings = _read_object(file, "give the folder of a PEFT adapter")
     if settings.get("megatron_config"):
         raise ModelError(f"{file} names a library to import (megatron_config), which is never done; remove the key")
     kinds: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
@@ -261,6 +273,22 @@ def _check_adapter_config(folder: Path) -> None:
             "input: it cannot be merged, and PEFT does not go on training a saved one; start from a LoRA adapter, or "
             "from none"
         )
+
+
+def _read_object(file: Path, cure: str) -> dict[str, Any]:
+    """A JSON file that holds one object.
+
+    Raises:
+        ModelError: names the file, and what to do.
+    """
+    try:
+        found = parse_json(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ModelError(f"{file} cannot be read: {said}; {cure}") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} holds {type(found).__name__}; {cure}")
+    return cast("dict[str, Any]", found)
 
 
 def adapter_state(model: Any) -> dict[str, Any]:
