@@ -214,6 +214,8 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
         save_strategy="no",
         logging_strategy="steps" if training.report_to else "no",
         logging_steps=training.logging_steps,
+        # it reads the device twice a micro-batch, and where the run stops at such a loss there is nothing to filter
+        logging_nan_inf_filter=training.on_nonfinite == "skip",
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
     )
