@@ -151,13 +151,13 @@ def _learn(session: "Session", refs: Sequence[MemoryRef]) -> list[float]:
     """Add r/B times the rows' mean gradient to the step's; returns each row's loss, nats a token, on every process."""
     size, shift, mine = session.settings.micro_batch_size, session.shift, session.own(refs)
     batches = [session.collated(mine[start : start + size]) for start in range(0, len(mine), size)]
-    [tokens] = session.sum_over_ranks(sum(session.answer_tokens(batch["labels"]) for batch, _ in batches))
+    [tokens] = session.sum_over_ranks(sum(sum(counts) for _, _, counts in batches))
     own: list[Tensor] = []
 
-    def loss(batch: dict[str, Tensor], answers: "list[AnswerLogits | None]", model: Any) -> Tensor:
+    def loss(batch: dict[str, Tensor], answers: "list[AnswerLogits | None]", counts: list[int], model: Any) -> Tensor:
         logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-        own.extend(row_losses(logits.detach(), batch["labels"], shift=shift))
-        total = memory_loss(logits, batch["labels"], answers, session.settings.loss, shift=shift)
+        own.extend(row_losses(logits.detach(), batch["labels"], shift=shift, counts=counts))
+        total = memory_loss(logits, batch["labels"], answers, counts, session.settings.loss, shift=shift)
         return total * session.world / max(tokens, 1)
 
     found = session.separate_gradients([partial(loss, *batch) for batch in batches])

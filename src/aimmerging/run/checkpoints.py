@@ -2,6 +2,7 @@
 
     RUN/working/02-topics/before/        scores from before the training
     RUN/working/02-topics/surprise/      losses of its rows from before the training, where the memory's policy asks
+    RUN/working/02-topics/tokens/        its training rows as tokens, read from there while it is learned
     RUN/working/02-topics/step-000200/   the trainer's state after a step; the last two are kept
     RUN/working/02-topics/learned/       the end of the training: what is scored and committed as the stage
 
@@ -28,7 +29,7 @@ from aimmerging.training import stopping
 from aimmerging.training.resume import FOLDER, capture
 
 KEPT = 2
-BEFORE, SURPRISE, LEARNED = "before", "surprise", "learned"
+BEFORE, SURPRISE, TOKENS, LEARNED = "before", "surprise", "tokens", "learned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Working:
         Raises:
             RunDirectoryError: it is of other rows.
         """
-        return load_state(self.folder / name / FOLDER) if self._whole(name) else None
+        return load_state(self.folder / name / FOLDER) if self.whole(name) else None
 
     def write(self, name: str, tree: dict[str, Any]) -> None:
         """Commit a state; the main process calls this.
@@ -61,7 +62,7 @@ class Working:
         Raises:
             RunDirectoryError: it cannot be written.
         """
-        with self._committing(name) as folder:
+        with self.committing(name) as folder:
             save_state(folder / FOLDER, tree)
 
     def newest(self) -> Path | None:
@@ -71,7 +72,7 @@ class Working:
             RunDirectoryError: it is of other rows.
         """
         steps = sorted((path.name for path in self.folder.glob("step-*")), reverse=True)
-        return next((self.folder / name for name in steps if self._whole(name)), None)
+        return next((self.folder / name for name in steps if self.whole(name)), None)
 
     def save(self, trainer: Any) -> None:
         """Commit the state of a trainer between two steps and forget all but the last ones; every process calls this.
@@ -81,7 +82,7 @@ class Working:
         """
         tree = capture(trainer)
         if trainer.accelerator.is_main_process:
-            with self._committing(f"step-{trainer.state.global_step:06d}") as folder:
+            with self.committing(f"step-{trainer.state.global_step:06d}") as folder:
                 save_state(folder / FOLDER, tree)
                 with files.writing(folder):
                     trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
@@ -111,7 +112,7 @@ class Working:
             raise type(error)(message) from error
 
     @contextmanager
-    def _committing(self, name: str) -> Iterator[Path]:
+    def committing(self, name: str) -> Iterator[Path]:
         """Give the folder to write into; it notes the rows that it belongs to."""
         final = self.folder / name
         with files.writing(final):
@@ -121,7 +122,7 @@ class Working:
             files.write_json(folder / "task.json", {"schema_version": files.SCHEMA_VERSION, "task": self.task})
             yield folder
 
-    def _whole(self, name: str) -> bool:
+    def whole(self, name: str) -> bool:
         """Whether a committed folder is there and as it was written.
 
         Raises:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from aimmerging.config import RunConfig
@@ -15,14 +16,14 @@ from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError
 from aimmerging.methods import Method
 from aimmerging.run import schedule, tracking
-from aimmerging.run.checkpoints import LEARNED, Checkpointing, Working
+from aimmerging.run.checkpoints import LEARNED, TOKENS, Checkpointing, Working
 from aimmerging.store import records
 from aimmerging.store.run_directory import Stage
 from aimmerging.store.tensor_tree import to_device
-from aimmerging.training import resume
+from aimmerging.training import resume, token_rows
 from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits, load_logits
-from aimmerging.training.encoding import Collator, Feature, Truncation
+from aimmerging.training.encoding import Codec, Collator, Feature, Truncation
 from aimmerging.training.models import (
     LoadedModel,
     adapter_state,
@@ -32,6 +33,7 @@ from aimmerging.training.models import (
 )
 from aimmerging.training.rehearsal_settings import RehearsalSettings
 from aimmerging.training.session import Session
+from aimmerging.training.token_rows import TokenRows
 from aimmerging.training.trainer import ContinualTrainer
 
 
@@ -115,8 +117,7 @@ def train(
     kept = working.read(LEARNED)
     if kept is not None:
         return _restore_end(loaded, method, kept)
-    count = Truncation()
-    features, start = loaded.codec.examples(rows, count), adapter_state(loaded.model)
+    tokens, start = encoded(loaded.codec, rows, working), adapter_state(loaded.model)
     set_seed(config.seed + index)
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(config, Path(scratch), config.seed + index, steps=updates(config, len(rows)))
@@ -124,7 +125,7 @@ def train(
         arguments.run_name, arguments.project = tracking.label(run, stage), tracking.PROJECT
         loaded.model.train()
         with tracking.placed(run, stage):
-            trainer = _trainer(config, loaded, method, features, past, arguments)
+            trainer = _trainer(config, loaded, method, tokens, past, arguments)
             trainer.add_callback(Checkpointing(trainer, working))
             trainer.add_callback(_StepDone(trainer.session, step_done))
             if carried is not None:
@@ -133,21 +134,38 @@ def train(
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         session = trainer.session
         moved = largest_change(start, adapter_state(loaded.model))
-        trained = Trained(session.costs, session.events, count, method.evaluation_adapter(session), moved)
+        trained = Trained(session.costs, session.events, tokens.truncation, method.evaluation_adapter(session), moved)
         if trainer.accelerator.is_main_process:
             _keep(working, loaded, method, trained)
     return trained
 
 
+def encoded(codec: Codec, rows: Sequence[Row], working: Working) -> TokenRows:
+    """The task's rows as tokens: those of an earlier attempt, or encoded into the working folder and read from there.
+
+    Raises:
+        RunDirectoryError: the folder cannot be written, or is of other rows.
+    """
+    folder = working.folder / TOKENS
+    with PartialState().main_process_first():  # the others find what the main process wrote
+        found = token_rows.read(folder, codec) if working.whole(TOKENS) else None
+        if found is None:
+            with working.committing(TOKENS) as new:
+                token_rows.write(new, codec, rows)
+            found = token_rows.read(folder, codec)
+    assert found is not None  # this codec has just written it
+    return found
+
+
 def _trainer(
-    config: RunConfig, loaded: LoadedModel, method: Method, features: Sequence[Feature], past: PastMemory,
+    config: RunConfig, loaded: LoadedModel, method: Method, tokens: TokenRows, past: PastMemory,
     arguments: TrainingArguments,
 ) -> ContinualTrainer:  # fmt: skip
     """The trainer of one task, which rehearses where the method does."""
     trainer = ContinualTrainer(
         model=loaded.model,
         args=arguments,
-        train_dataset=features,  # pyright: ignore[reportArgumentType] - a list is a map-style dataset
+        train_dataset=tokens,  # pyright: ignore[reportArgumentType] - a sequence is a map-style dataset
         data_collator=Collator(loaded.codec.tokenizer.pad_token_id),
         method=method,
         memory=past.features if method.rehearses else {},
@@ -214,6 +232,8 @@ def training_arguments(config: RunConfig, folder: Path, seed: int, *, steps: int
         save_strategy="no",
         logging_strategy="steps" if training.report_to else "no",
         logging_steps=training.logging_steps,
+        # it reads the device twice a micro-batch, and where the run stops at such a loss there is nothing to filter
+        logging_nan_inf_filter=training.on_nonfinite == "skip",
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
     )

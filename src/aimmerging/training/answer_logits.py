@@ -23,12 +23,13 @@ _taught: WeakSet[Any] = WeakSet()
 """Models that were given hooks for positions, because their own forward does not take any or is compiled."""
 
 
-def narrowed(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+def narrowed(model: Any, batch: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
     """The batch with the labels that count and the positions of their logits.
 
     Args:
         model: takes the batch; of transformers, with or without PEFT's wrapper, not that of DDP.
         batch: `labels` [rows, length] as the model takes them, -100 where there is no loss.
+        most: labels of the row that has the most, where the host knows it; it does not wait for the device then.
 
     Returns:
         `labels` and `logits_to_keep`, both [rows, most labels of a row + 1], the rest as it is. A batch stays whole
@@ -43,7 +44,7 @@ def narrowed(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         return whole
     predicted = labels[:, 1:]
     counts = predicted != -100
-    most = int(counts.sum(dim=1).max())
+    most = int(counts.sum(dim=1).max()) if most is None else most
     if most + 1 >= labels.shape[1]:
         return whole
     # a stable sort puts the positions that count first and leaves them in order

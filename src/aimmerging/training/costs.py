@@ -1,7 +1,7 @@
 """Counting what learning a task takes, by kind of work: the account that comparisons at equal compute rest on."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -40,16 +40,20 @@ class Positions(NamedTuple):
         return cls(held, total)
 
 
+def take(batches: list[Positions]) -> tuple[Tensor | float, int]:
+    """Tokens and all positions of batches that were not counted yet; empties the list."""
+    tokens, total = (sum(numbers) for numbers in zip((0, 0), *batches, strict=True))
+    batches.clear()
+    return tokens, total
+
+
 class RunningCosts(records.Costs):
     """Costs that are still being counted; the fields are those of :class:`aimmerging.store.records.Costs`."""
 
     model_config = ConfigDict(frozen=False)
 
-    def count_positions(self, batches: list[Positions], sum_over_ranks: Callable[..., list[float]]) -> None:
-        """Add this process's batches and those of all others, and empty the list; every process calls this."""
-        own = int(sum(batch.tokens for batch in batches)), sum(batch.total for batch in batches)
-        batches.clear()
-        tokens, total = sum_over_ranks(*own)
+    def count_positions(self, tokens: float, total: float) -> None:
+        """Add the positions of batches of all processes: those that hold a token, and all."""
         self.tokens += int(tokens)
         self.padding += int(total - tokens)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aimmerging.core.signals import row_losses
+from aimmerging.core.signals import places, row_losses
 from aimmerging.errors import RunDirectoryError
 
 
@@ -49,7 +49,13 @@ def answer_logits(logits: Tensor, labels: Tensor, k: int, *, shift: bool) -> lis
 
 
 def distillation_loss(
-    logits: Tensor, labels: Tensor, stored: Sequence[AnswerLogits | None], *, shift: bool, temperature: float
+    logits: Tensor,
+    labels: Tensor,
+    stored: Sequence[AnswerLogits | None],
+    *,
+    shift: bool,
+    temperature: float,
+    counts: Sequence[int] | None = None,
 ) -> Tensor:
     """T² · KL(stored ‖ current) at temperature T over the stored entries, summed over answer tokens.
 
@@ -63,6 +69,7 @@ def distillation_loss(
         stored: one entry a row, as many tokens as the row has labels; None adds nothing. At least one is not None.
         shift: True for decoder-only models.
         temperature: T.
+        counts: [rows] answer tokens of each, where the host knows them; it does not wait for the device then.
 
     Raises:
         RunDirectoryError: the stored logits belong to answers of another length, so they are of other rows.
@@ -72,7 +79,8 @@ def distillation_loss(
     known = [row for row in stored if row is not None]
     wanted = (labels != -100) & torch.tensor([row is not None for row in stored], device=labels.device)[:, None]
     lengths = [len(row.values) if row is not None else 0 for row in stored]
-    own = wanted.sum(dim=1).tolist()
+    answered = (labels != -100).sum(dim=1).tolist() if counts is None else counts
+    own = [count if row is not None else 0 for count, row in zip(answered, stored, strict=True)]
     if lengths != own:
         raise RunDirectoryError(
             f"the memory's stored logits are of answers with {lengths} tokens, its rows have {own}: they were stored "
@@ -81,7 +89,8 @@ def distillation_loss(
     values = torch.cat([row.values for row in known]).to(logits.device, torch.float32)
     indices = torch.cat([row.indices for row in known]).to(logits.device, torch.int64)
     target = torch.log_softmax(values / temperature, dim=-1)
-    current = torch.log_softmax(logits[wanted].float().gather(-1, indices) / temperature, dim=-1)
+    at = places(wanted, sum(own))
+    current = torch.log_softmax(logits[at].float().gather(-1, indices) / temperature, dim=-1)
     return temperature**2 * (target.exp() * (target - current)).sum()
 
 

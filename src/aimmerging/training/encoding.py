@@ -244,16 +244,24 @@ class Codec:
 
     def examples(self, rows: Sequence[Row], count: Truncation | None = None) -> list[Feature]:
         """As :meth:`example`, of many rows in order."""
+        pairs = zip(*self.prompts_and_answers(rows, count), strict=True)
+        return [feature(prompt, answer, encoder_decoder=self.encoder_decoder) for prompt, answer in pairs]
+
+    def prompts_and_answers(
+        self, rows: Sequence[Row], count: Truncation | None = None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of both, of rows in order; :func:`feature` makes a row of a pair."""
         if count is not None:
             count.rows += len(rows)
-        pairs = zip(self.prompts(rows, count), self.answers(rows, count), strict=True)
-        return [self._feature(prompt, answer) for prompt, answer in pairs]
+        return self.prompts(rows, count), self.answers(rows, count)
 
-    def _feature(self, prompt: list[int], answer: list[int]) -> Feature:
-        if self.encoder_decoder:
-            return {"input_ids": prompt, "attention_mask": [1] * len(prompt), "labels": answer}
-        ids = prompt + answer
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(prompt) + answer}
+
+def feature(prompt: list[int], answer: list[int], *, encoder_decoder: bool) -> Feature:
+    """One training feature of a prompt's and an answer's token ids, see :meth:`Codec.example`."""
+    if encoder_decoder:
+        return {"input_ids": prompt, "attention_mask": [1] * len(prompt), "labels": answer}
+    ids = prompt + answer
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORED] * len(prompt) + answer}
 
 
 def padded(rows: Sequence[list[int]], filler: int, *, left: bool = False) -> Any:

@@ -18,8 +18,10 @@ _STILL = 1e-12
 
 
 @torch.no_grad()
-def check_step(session: "Session", loss: Tensor, what: str, step: int) -> None:
-    """Look at a step's losses and whole gradients before the optimizer sees them.
+def check_step(session: "Session", loss: Tensor, what: str, step: int, *numbers: Tensor | float) -> list[float]:
+    """Look at a step's losses and whole gradients, and at the weights, before the optimizer sees them.
+
+    It is the one place of a step where the host waits for the device, so what else is to be known is read with it.
 
     With `on_nonfinite: skip` the optimizer gets no gradient, so weights and moments stay. Under fp16 infinite gradients
     are the loss scale's business, which skips such a step by itself.
@@ -29,20 +31,29 @@ def check_step(session: "Session", loss: Tensor, what: str, step: int) -> None:
         loss: of the step on this process, any shape.
         what: `task` or `rehearsal`.
         step: of the task, for the message.
+        numbers: that are to be known too.
+
+    Returns:
+        the numbers, summed over all processes.
 
     Raises:
-        NumberError: on any process one of them is NaN or infinite, and the policy is to stop.
+        NumberError: on any process a weight is NaN or infinite; or one of the others is, and the policy is to stop.
     """
     scaled = session.trainer.accelerator.scaler is not None
-    parameters = [value for value in session.trainer.model.parameters() if value.grad is not None]
-    finite_loss = all_finite([loss])
-    finite_gradients = scaled or all_finite([local(value.grad) for value in parameters if value.grad is not None])
-    [bad] = session.sum_over_ranks(float(not (finite_loss and finite_gradients)))
-    if bad:
-        found(session, f"{'gradient' if finite_loss else 'loss'} of the {what}", step)
+    parameters = [value for value in session.trainable if value.grad is not None]
+    gradients = [] if scaled else [local(value.grad) for value in parameters if value.grad is not None]
+    looked_at = [session.adapter, [loss], gradients]
+    bad_weights, bad_loss, bad_gradients, *read = session.sum_over_ranks(
+        *(~all_finite(tensors) for tensors in looked_at), *numbers
+    )
+    if bad_weights:
+        raise _lost(session)
+    if bad_loss or bad_gradients:
+        found(session, f"{'loss' if bad_loss else 'gradient'} of the {what}", step)
         if not scaled:
             for value in parameters:
                 value.grad = None
+    return read
 
 
 @torch.no_grad()
@@ -95,17 +106,20 @@ def check_trained(session: "Session", start: list[Tensor] | None) -> None:
 
 
 def check_weights(session: "Session") -> None:
-    """Refuse to go on from an adapter that is lost.
+    """Refuse to keep an adapter that is lost; within the training :func:`check_step` of the next step finds it.
 
     Raises:
         NumberError: a weight is NaN or infinite.
     """
-    [bad] = session.sum_over_ranks(float(not all_finite(session.adapter)))
-    if bad:
-        raise NumberError(
-            f"the adapter's weights are NaN or infinite after step {session.step}; lower training.learning_rate, or "
-            "compute in float32 (training.precision: fp32)"
-        )
+    if not all_finite(session.adapter):  # every process has the same weights
+        raise _lost(session)
+
+
+def _lost(session: "Session") -> NumberError:
+    return NumberError(
+        f"the adapter's weights are NaN or infinite after step {session.step}; lower training.learning_rate, or "
+        "compute in float32 (training.precision: fp32)"
+    )
 
 
 def _half(session: "Session") -> str:

@@ -1,5 +1,6 @@
 """Batches of task rows and memory rows: which memory rows join which micro-batch of a step, and how they do."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,22 +8,28 @@ import torch
 from torch import Tensor
 
 from aimmerging.errors import ConfigError
+from aimmerging.training import answer_counts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.models import decoder_inputs
 
 
 class MemoryBatch(NamedTuple):
-    """Memory rows that are added to one of the task's micro-batches.
+    """Memory rows that go through the model together.
 
     Attributes:
         batch: as the model takes it, with its labels.
         answers: their stored logits; None for a row that has none.
-        stored: their losses when they were stored; NaN where it is not known.
+        counts: their answer tokens.
     """
 
     batch: dict[str, Tensor]
     answers: list[AnswerLogits | None]
-    stored: list[float]
+    counts: list[int]
+
+    @property
+    def stored(self) -> list[float]:
+        """Their losses when they were stored; NaN where it is not known."""
+        return [math.nan if row is None else row.loss for row in self.answers]
 
 
 def spread(lengths: Sequence[int], rows: Sequence[int], widths: Sequence[int], most: int) -> list[list[int]]:
@@ -84,7 +91,10 @@ def join(inputs: Mapping[str, Tensor], memory_batch: MemoryBatch, model: Any) ->
 
 def only_rows(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """Some rows of a batch; where there are none, its first row without labels, because a model needs a row."""
-    part = {name: value[list(rows) or [0]] for name, value in batch.items()}
+    counts = batch.get(answer_counts.ROWS)
+    part = {name: value[list(rows) or [0]] for name, value in batch.items() if name != answer_counts.ROWS}
+    if counts is not None:
+        part[answer_counts.ROWS] = tuple(counts[row] for row in rows) or (0,)
     return part if rows else part | {"labels": torch.full_like(part["labels"], -100)}
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 
 from aimmerging.core.memory import MemoryRef
 from aimmerging.errors import ConfigError
+from aimmerging.training.token_rows import TokenRows
 
 Length = tuple[int, int]
 GROUPS_A_STEP = 4
@@ -110,7 +111,7 @@ def sampler(trainer: Any, dataset: Any, steps: int) -> LengthBatches:
     arguments = trainer.args
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     return LengthBatches(
-        [length(row) for row in dataset],
+        dataset.lengths if isinstance(dataset, TokenRows) else [length(row) for row in dataset],
         arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
         steps,
         seed,

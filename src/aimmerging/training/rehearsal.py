@@ -24,6 +24,7 @@ from aimmerging.core.memory import MemoryRef
 from aimmerging.core.share import Drift
 from aimmerging.core.signals import row_losses, token_losses
 from aimmerging.errors import ConfigError
+from aimmerging.training import sharing
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
 from aimmerging.training.joint_batches import MemoryBatch, only_rows, spread
 from aimmerging.training.method import Method
@@ -35,7 +36,13 @@ if TYPE_CHECKING:
 
 
 def memory_loss(
-    logits: Tensor, labels: Tensor, answers: Sequence[AnswerLogits | None], weights: RehearsalLoss, *, shift: bool
+    logits: Tensor,
+    labels: Tensor,
+    answers: Sequence[AnswerLogits | None],
+    counts: Sequence[int],
+    weights: RehearsalLoss,
+    *,
+    shift: bool,
 ) -> Tensor:
     """The rehearsal loss summed over answer tokens; a row whose stored logits are missing has no KL.
 
@@ -43,13 +50,15 @@ def memory_loss(
         logits: [rows, length, vocabulary].
         labels: [rows, length], -100 where there is no answer.
         answers: stored logits of the rows; None for a row that has none.
+        counts: answer tokens of the rows.
         weights: of the terms.
         shift: True for decoder-only models.
     """
-    loss = weights.ce * token_losses(logits, labels, shift=shift).sum()
+    loss = weights.ce * token_losses(logits, labels, shift=shift, counts=counts).sum()
     if not weights.kl or all(row is None for row in answers):
         return loss
-    return loss + weights.kl * distillation_loss(logits, labels, answers, shift=shift, temperature=weights.temperature)
+    kl = distillation_loss(logits, labels, answers, shift=shift, temperature=weights.temperature, counts=counts)
+    return loss + weights.kl * kl
 
 
 @contextmanager
@@ -94,6 +103,7 @@ class StepRehearsal:
         joint_loss: the last joint loss without the task's, as the optimizer sees it.
         memory_gradients: g_memory where it is computed apart, in the adapter's order; only during `before_step`.
         drifts: loss now minus loss when stored of this process's rows.
+        numbers: what :meth:`unread` gave, once it is known, of all processes.
         seen: the drifts of the latest steps, where they set the share.
         share: memory rows for each row of the step's batch.
         learned: memory rows of all steps so far, as a share that changes from step to step comes to.
@@ -114,6 +124,7 @@ class StepRehearsal:
     joint_loss: float | Tensor = 0.0
     memory_gradients: list[Tensor] | None = None
     drifts: list[Tensor] = field(default_factory=list)
+    numbers: list[float] = field(default_factory=list)
     seen: list[Drift] = field(default_factory=list)
     share: float = 0.0
     learned: float = 0.0
@@ -226,23 +237,19 @@ class StepRehearsal:
             size = self.settings.micro_batch_size
             parts = [mine[start : start + size] for start in range(0, len(mine), size)]
         self.waiting = [self._memory_batch(part) if part else None for part in parts]
-        tokens = sum(
-            self.session.answer_tokens(memory_batch.batch["labels"]) for memory_batch in self.waiting if memory_batch
-        )
+        tokens = sum(sum(memory_batch.counts) for memory_batch in self.waiting if memory_batch)
         rows, self.tokens = self.session.sum_over_ranks(len(mine), tokens)
         self.rows = int(rows)
         self.session.costs.memory_rows += self.rows
 
     def _memory_batch(self, refs: Sequence[MemoryRef]) -> MemoryBatch:
-        batch, answers = self.session.collated(refs, narrow=self.apart)
-        if len(batch["labels"]) != len(refs):
+        found = self.session.collated(refs, narrow=self.apart)
+        if len(found.counts) != len(refs):
             raise ConfigError(
-                f"the data collator packed {len(refs)} memory rows into {len(batch['labels'])}, so each row's loss "
+                f"the data collator packed {len(refs)} memory rows into {len(found.counts)}, so each row's loss "
                 "cannot be found; switch packing and padding_free off, or set rehearsal.placement to interval"
             )
-        kept = self.session.answers
-        stored = [kept[ref.task][ref.row].loss if ref.task in kept else math.nan for ref in refs]
-        return MemoryBatch(batch, answers, stored)
+        return found
 
     # --- within the step ---------------------------------------------------------------------------------------------
 
@@ -277,8 +284,8 @@ class StepRehearsal:
     def _empty_batch(self) -> MemoryBatch:
         """A row without a label."""
         task = next(task for task, size in self.session.sizes.items() if size)
-        batch, _ = self.session.collated([MemoryRef(task, 0)])
-        return MemoryBatch({**batch, "labels": torch.full_like(batch["labels"], -100)}, [None], [])
+        batch = self.session.collated([MemoryRef(task, 0)]).batch
+        return MemoryBatch({**batch, "labels": torch.full_like(batch["labels"], -100)}, [None], [0])
 
     def _forward(self, memory_batch: MemoryBatch, model: Any) -> Tensor:
         inputs = {name: value for name, value in memory_batch.batch.items() if name != "labels"}
@@ -287,16 +294,18 @@ class StepRehearsal:
     def _part(self, memory_batch: MemoryBatch, labels: Tensor, logits: Tensor) -> Tensor:
         """The memory rows' part of the mean over the step's memory tokens, times the number of processes."""
         shift = self.session.shift
-        loss = memory_loss(logits, labels, memory_batch.answers, self.settings.loss, shift=shift) / max(self.tokens, 1)
+        _, answers, counts = memory_batch
+        loss = memory_loss(logits, labels, answers, counts, self.settings.loss, shift=shift) / max(self.tokens, 1)
         self.loss = self.loss + loss.detach()
         self._note_drifts(memory_batch, labels, logits.detach())
         return loss * self.session.world
 
     def _note_drifts(self, memory_batch: MemoryBatch, labels: Tensor, logits: Tensor) -> None:
-        if not any(math.isfinite(stored) for stored in memory_batch.stored):
+        stored = memory_batch.stored
+        if not any(math.isfinite(loss) for loss in stored):
             return
-        rows = row_losses(logits, labels, shift=self.session.shift)
-        self.drifts += [now - then for now, then in zip(rows, memory_batch.stored, strict=True) if math.isfinite(then)]
+        rows = row_losses(logits, labels, shift=self.session.shift, counts=memory_batch.counts)
+        self.drifts += [now - then for now, then in zip(rows, stored, strict=True) if math.isfinite(then)]
 
     def add_apart(self) -> None:
         """g_task + w · g_memory in place of the gradients; w is measured first where it is due."""
@@ -308,10 +317,8 @@ class StepRehearsal:
         if self._measurement_due:
             self.measured = session.step
             # squares in double precision, because those of the loss scale's gradients overflow in single
-            task, rehearsed = (
-                session.sum_over_shards(float(sum(value.double().square().sum() for value in part)))
-                for part in (own, gradients)
-            )
+            squares = [sum([value.double().square().sum() for value in part]) for part in (own, gradients)]
+            task, rehearsed = map(session.sum_over_shards, torch.stack(squares).tolist())  # pyright: ignore[reportArgumentType] - never a sum of nothing
             ratio = math.sqrt(task / rehearsed) if rehearsed else 0.0
             # gradients that are not finite, as under fp16 before its loss scale has settled, tell nothing
             if 0 < ratio < math.inf:
@@ -325,19 +332,31 @@ class StepRehearsal:
             return False
         return self.measured is None or self.session.step - self.measured >= self.settings.weight_every
 
+    def unread(self) -> list[Tensor | float]:
+        """Numbers of this process that :meth:`note` takes back, summed over all processes."""
+        if not self.active:
+            return []
+        found: list[Tensor | float] = [self.loss, len(self.drifts), sum(self.drifts)]
+        if isinstance(self.settings.share, tuple):
+            drifts = [drift.to(sharing.wide(drift.device)) for drift in self.drifts]
+            found += [sum(drifts), sum(drift.square() for drift in drifts)]
+        return found
+
+    def note(self, numbers: Sequence[float]) -> None:
+        """Take the step's numbers, of all processes."""
+        self.numbers = list(numbers)
+
     # --- after the step ----------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
         """What the step's line of signals.jsonl says of its rehearsal."""
         if not self.active:
             return {}
-        [loss] = self.session.sum_over_ranks(float(self.loss))
+        loss, rows, _, *sums = self.numbers
         loss = loss if self.rows and math.isfinite(loss) else None
         found = {"memory_rows": self.rows, "rehearsal_loss": loss, "rehearsal_weight": self.weight}
         if not isinstance(self.settings.share, tuple):
             return found
-        drifts = [float(drift) for drift in self.drifts]
-        rows, *sums = self.session.sum_over_ranks(len(drifts), sum(drifts), sum(drift**2 for drift in drifts))
         self.seen = shares.seen(self.seen, Drift(int(rows), *sums))
         return found | {"rehearsal_share": self.share}
 
@@ -346,7 +365,9 @@ class StepRehearsal:
 
         It is measured before the step changes the weights, in training mode, as the rows are learned anyway.
         """
-        total, count = self.session.sum_over_ranks(float(sum(self.drifts)), len(self.drifts))
+        if not self.active:
+            return None
+        _, count, total, *_ = self.numbers
         return total / count if count else None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from aimmerging.core.share import Drift
 from aimmerging.errors import RunDirectoryError
 from aimmerging.store.tensor_tree import to_device
+from aimmerging.training import guard
 from aimmerging.training.costs import RunningCosts
 from aimmerging.training.models import PAST, set_past_adapter
 from aimmerging.training.session import Session
@@ -25,7 +26,12 @@ FOLDER = "continual"
 
 
 def capture(trainer: Any) -> dict[str, Any]:
-    """The state of a continual trainer between two steps; every process calls this."""
+    """The state of a continual trainer between two steps; every process calls this.
+
+    Raises:
+        NumberError: a weight is NaN or infinite.
+    """
+    guard.check_weights(trainer.session)
     scaler, optimizer = trainer.accelerator.scaler, trainer.optimizer.state_dict()
     model = trainer.session.model
     return {

@@ -21,10 +21,11 @@ from aimmerging.core import memory
 from aimmerging.core.fusion import local
 from aimmerging.core.signals import TokenLoss, token_losses, total_change
 from aimmerging.errors import ConfigError
-from aimmerging.training import guard, stopping
+from aimmerging.training import answer_counts, guard, sharing, stopping
 from aimmerging.training.answer_logits import narrowed
 from aimmerging.training.costs import Positions, RunningCosts
 from aimmerging.training.distillation import AnswerLogits
+from aimmerging.training.joint_batches import MemoryBatch
 from aimmerging.training.length_batches import from_short_to_long
 from aimmerging.training.models import adapter_state, decoder_inputs, set_adapter_state
 from aimmerging.training.rehearsal import StepRehearsal, memory_loss, rehearsal_moments
@@ -51,6 +52,7 @@ class Session:
         own_moments: of the optimizer, by parameter, for `separate` rehearsal.
         in_step: the rehearsal inside the task's steps, where `rehearsal.placement` puts it there.
         uncounted: positions of this process's batches that `costs` does not have yet.
+        trainable: the adapter's parameters, looked up once because a large model has thousands beside them.
     """
 
     trainer: Any
@@ -65,8 +67,10 @@ class Session:
     own_moments: Any = field(default_factory=lambda: defaultdict(dict))
     in_step: StepRehearsal = field(init=False)
     uncounted: list[Positions] = field(default_factory=list)
+    trainable: list[Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.trainable = [value for value in self.trainer.model.parameters() if value.requires_grad]
         self.in_step = StepRehearsal(self)
         method = type(self.trainer.method)
         check_method(method, method.__name__, self.settings.placement)
@@ -125,7 +129,7 @@ class Session:
     @property
     def adapter(self) -> list[Tensor]:
         """The trainable tensors in named_parameters order; this rank's shards where they are sharded."""
-        return [local(value) for value in self._trainable]
+        return [local(value) for value in self.trainable]
 
     @property
     def named_adapter(self) -> dict[str, Tensor]:
@@ -140,15 +144,11 @@ class Session:
     def gradients(self) -> list[Tensor]:
         """Gradients of `adapter`, in its order, to be changed in place; under fp16 they carry the loss scale."""
         found: list[Tensor] = []
-        for parameter in self._trainable:
+        for parameter in self.trainable:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             found.append(local(parameter.grad))
         return found
-
-    @property
-    def _trainable(self) -> list[Tensor]:
-        return [value for value in self.trainer.model.parameters() if value.requires_grad]
 
     def change_since(self, anchor: Sequence[Tensor]) -> float:
         """Σ|θ − anchor|."""
@@ -156,7 +156,7 @@ class Session:
 
     def sum_over_shards(self, value: float) -> float:
         """A sum over `adapter` made one over the whole: replicas are equal, so only shards of a tensor add up."""
-        sharded = any(isinstance(parameter, DTensor) for parameter in self._trainable)
+        sharded = any(isinstance(parameter, DTensor) for parameter in self.trainable)
         return self.sum_over_ranks(value)[0] if sharded else value
 
     def record(self, event: dict[str, Any]) -> None:
@@ -171,12 +171,9 @@ class Session:
         """The sum of a tensor over all processes."""
         return self.trainer.accelerator.reduce(value, "sum")
 
-    def sum_over_ranks(self, *values: float) -> list[float]:
-        """Add each value up over all processes, so that every rank decides from the same number."""
-        if self.world == 1:
-            return list(values)
-        packed = torch.tensor(values, dtype=torch.float64, device=self.trainer.accelerator.device)
-        return self.trainer.accelerator.reduce(packed, "sum").tolist()
+    def sum_over_ranks(self, *values: Tensor | float) -> list[float]:
+        """As :func:`aimmerging.training.sharing.summed`, so that every rank decides from the same number."""
+        return sharing.summed(values, self.trainer.accelerator)
 
     @torch.no_grad()
     def probe(self) -> float:
@@ -187,15 +184,15 @@ class Session:
             model = self.trainer.model
             was_training = model.training
             model.eval()
-            total = TokenLoss(0.0, 0.0)
-            for batch, _ in self._micro_batches(self._draw(rows, self.settings.seed + 1, number)):
+            sums, tokens = [torch.zeros((), device=self.trainer.accelerator.device)], 0
+            for batch, _, counts in self._micro_batches(self._draw(rows, self.settings.seed + 1, number)):
                 labels = batch.pop("labels")
                 with self.trainer.compute_loss_context_manager():
                     logits = model(**batch).logits
-                losses = token_losses(logits, labels, shift=self.shift)
-                total = TokenLoss(total.total + losses.sum().item(), total.tokens + losses.numel())
+                sums.append(token_losses(logits, labels, shift=self.shift, counts=counts).sum())
+                tokens += sum(counts)
             model.train(was_training)
-            total = TokenLoss(*self.sum_over_ranks(*total))
+            total = TokenLoss(*self.sum_over_ranks(sum(torch.stack(sums).tolist()), tokens))
         self.probed += 1
         self.costs.probe_forwards += 1
         self.costs.probe_rows += rows
@@ -230,7 +227,7 @@ class Session:
                     before_update()
                 guard.check_step(self, loss, "rehearsal", self.step)
                 if self.trainer.args.max_grad_norm > 0:
-                    self.trainer.accelerator.clip_grad_norm_(self._trainable, self.trainer.args.max_grad_norm)
+                    self.trainer.accelerator.clip_grad_norm_(self.trainable, self.trainer.args.max_grad_norm)
                 self.trainer.optimizer.step()
                 self.trainer.model_wrapped.zero_grad()
         self.costs.memory_updates += steps
@@ -255,7 +252,7 @@ class Session:
 
     def _separate_gradients(self, backward: Callable[[], object]) -> list[Tensor]:
         with self.costs.measure("rehearsal"):
-            parameters = self._trainable
+            parameters = self.trainable
             own = [parameter.grad for parameter in parameters]
             self.trainer.model_wrapped.zero_grad()
             backward()
@@ -280,7 +277,7 @@ class Session:
             with trainer.compute_loss_context_manager():
                 logits = self.model(**batch).logits
             loss = token_losses(logits, labels, shift=self.shift).sum()
-            yield [local(value) for value in torch.autograd.grad(loss, self._trainable)]
+            yield [local(value) for value in torch.autograd.grad(loss, self.trainable)]
         trainer.model.train(was_training)
 
     @torch.no_grad()
@@ -316,15 +313,15 @@ class Session:
         with self.costs.measure("rehearsal"):
             model.eval()
             refs = self._draw(self.settings.batch_size, self.settings.seed, self.drawn, features)
-            batches = [batch for batch, _ in self._micro_batches(refs, features)]
-            [tokens] = self.sum_over_ranks(sum(self.answer_tokens(batch["labels"]) for batch in batches))
+            batches = list(self._micro_batches(refs, features))
+            [tokens] = self.sum_over_ranks(sum(sum(counts) for _, _, counts in batches))
             total = [torch.zeros_like(value) for value in values]
-            for batch in batches:
+            for batch, _, counts in batches:
                 labels = batch.pop("labels")
                 with self.trainer.compute_loss_context_manager():
                     named = dict(zip(names, values, strict=True))
                     logits = torch.func.functional_call(model, named, kwargs=batch).logits
-                loss = token_losses(logits, labels, shift=self.shift).sum() / max(tokens, 1)
+                loss = token_losses(logits, labels, shift=self.shift, counts=counts).sum() / max(tokens, 1)
                 total = [so_far + more for so_far, more in zip(total, torch.autograd.grad(loss, values), strict=True)]
             model.train(was_training)
         self.drawn += 1
@@ -343,17 +340,15 @@ class Session:
         self.costs.memory_rows += self.settings.batch_size
         self.trainer.model_wrapped.train()
         micro_batches = list(self._micro_batches(refs))
-        own = sum(self.answer_tokens(batch["labels"]) for batch, _ in micro_batches)
-        [tokens] = self.sum_over_ranks(own)
-        last = len(micro_batches) - 1
+        [tokens] = self.sum_over_ranks(sum(sum(counts) for _, _, counts in micro_batches))
 
         def loss(place: int, model: Any) -> Tensor:
-            batch, answers = micro_batches[place]
+            batch, answers, counts = micro_batches[place]
             labels = batch.pop("labels")
-            value = memory_loss(model(**batch).logits, labels, answers, weights, shift=self.shift)
+            value = memory_loss(model(**batch).logits, labels, answers, counts, weights, shift=self.shift)
             # gradients are averaged over processes, so the sum over all tokens needs the factor `world`
             value = value * self.world / max(tokens, 1)
-            return value + penalty() if place == last and penalty is not None else value
+            return value + penalty() if penalty is not None and place == len(micro_batches) - 1 else value
 
         return self._backward([partial(loss, place) for place in range(len(micro_batches))])
 
@@ -388,8 +383,8 @@ class Session:
 
     def _micro_batches(
         self, refs: Sequence[memory.MemoryRef], features: Mapping[str, Sequence[Any]] | None = None
-    ) -> Iterator[tuple[dict[str, Tensor], list[AnswerLogits | None]]]:
-        """This rank's rows of a draw, collated and on the device, with their stored logits as :meth:`collated`."""
+    ) -> Iterator[MemoryBatch]:
+        """This rank's rows of a draw, as :meth:`collated`."""
         size, mine = self.settings.micro_batch_size, self.own(refs)
         if self.settings.length_window:
             mine = from_short_to_long(mine, features or self.features)
@@ -406,8 +401,8 @@ class Session:
         features: Mapping[str, Sequence[Any]] | None = None,
         *,
         narrow: bool = True,
-    ) -> tuple[dict[str, Tensor], list[AnswerLogits | None]]:
-        """Rows as one batch on the device, and the stored logits of each, None where it has none.
+    ) -> MemoryBatch:
+        """Rows as one batch on the device, with what is known of each.
 
         Args:
             refs: the rows.
@@ -415,26 +410,33 @@ class Session:
             narrow: False leaves the prompt's positions in and counts nothing, for rows that join others first.
         """
         features = features or self.features
-        batch = self.prepared([features[ref.task][ref.row] for ref in refs], narrow=narrow)
-        return batch, [self.answers[ref.task][ref.row] if ref.task in self.answers else None for ref in refs]
+        batch = self.trainer.data_collator([features[ref.task][ref.row] for ref in refs])
+        counts = answer_counts.by_row(batch["labels"], shift=self.shift)
+        answers = [self.answers[ref.task][ref.row] if ref.task in self.answers else None for ref in refs]
+        return MemoryBatch(self._sent(batch, narrow=narrow), answers, counts)
 
-    def prepared(self, rows: Sequence[Mapping[str, Any]], *, narrow: bool = True) -> dict[str, Tensor]:
+    def prepared(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Rows as one batch on the device, complete without its labels."""
-        collated = self.trainer.data_collator(rows)
+        return self._sent(self.trainer.data_collator(rows), narrow=True)
+
+    def _sent(self, batch: Mapping[str, Any], *, narrow: bool) -> dict[str, Tensor]:
+        """A collated batch on the device; it is counted and narrowed before, where no number has to be waited for."""
         if narrow:
-            self.count(collated)
-        batch: Any = send_to_device(collated, self.trainer.accelerator.device)
-        if not self.shift and "decoder_input_ids" not in batch:
-            batch["decoder_input_ids"] = decoder_inputs(self.model, batch["labels"])
-        return self.narrowed(batch) if narrow else dict(batch)
+            self.count(batch)
+            batch = self.narrowed(batch)
+        sent: Any = send_to_device(dict(batch), self.trainer.accelerator.device)
+        if not self.shift and "decoder_input_ids" not in sent:
+            sent["decoder_input_ids"] = decoder_inputs(self.model, sent["labels"])
+        return sent
 
     def count(self, batch: Mapping[str, Any]) -> None:
         """Add a batch's tokens and padding, as they go through the model, to the step's costs."""
         self.uncounted.append(Positions.of(batch, decoder=not self.shift))
 
-    def narrowed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch at the positions that count, where `answer_only_logits` asks for it."""
-        return narrowed(self.model, batch) if self.settings.answer_only_logits else dict(batch)
+    def narrowed(self, batch: Mapping[str, Any], counts: Sequence[int] | None = None) -> dict[str, Any]:
+        """The batch at the positions that count, where `answer_only_logits` asks for it; `counts` are labels by row."""
+        most = max(counts) if counts else None
+        return narrowed(self.model, batch, most) if self.settings.answer_only_logits else dict(batch)
 
     def answer_tokens(self, labels: Tensor) -> int:
         """Labels that carry a loss; a decoder-only model predicts none at the first position."""

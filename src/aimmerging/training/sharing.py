@@ -1,13 +1,15 @@
 """Forward work on rows, shared among the processes that train together: each has the whole model and takes its part.
 
-One process alone does all of it, in the same batches as without this module.
+One process alone does all of it, in the same batches as without this module. Numbers of processes are added up here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from aimmerging.training import stopping
 
@@ -73,6 +75,28 @@ def turns(order: Sequence[int], size: int, rank: int, world: int) -> Iterator[tu
         turn = order[start : start + size * world]
         first, end = (len(turn) * place // world for place in (rank, rank + 1))
         yield list(turn[first:end]), len(turn)
+
+
+def summed(values: Sequence[Tensor | float], accelerator: Any) -> list[float]:
+    """Each value summed over all processes; every process must call this.
+
+    The host waits for its device where a value lies there or the processes are many: once for all values.
+
+    Args:
+        values: scalars, of the host or the device.
+        accelerator: of accelerate.
+    """
+    alone = accelerator.num_processes == 1
+    if alone and not any(isinstance(value, Tensor) for value in values):
+        return [*values]  # pyright: ignore[reportReturnType] - none is a tensor
+    device = accelerator.device
+    packed = torch.stack([torch.as_tensor(value, dtype=wide(device), device=device) for value in values])
+    return (packed if alone else accelerator.reduce(packed, "sum")).tolist()
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The float with the most digits that a device has; Apple's have no double precision."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _position(ranks: PartialState | None) -> tuple[int, int]:

@@ -18,10 +18,9 @@ import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.errors import ModelError
-from aimmerging.training import guard, trackers
+from aimmerging.training import answer_counts, costs, guard, trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.answer_logits import prepare_for_compile
-from aimmerging.training.costs import RunningCosts
 from aimmerging.training.distillation import AnswerLogits
 from aimmerging.training.hf_hooks import TrainerHooks
 from aimmerging.training.joint_batches import MemoryBatch, join
@@ -60,27 +59,28 @@ class _MethodCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the method finish and count the time: what is not counted elsewhere was spent on the task."""
         session = self.trainer.session
+        guard.check_weights(session)
         guard.check_trained(session, self.trainer.unmoved)
         self.trainer.method.after_task(session)
-        session.costs.count_positions(session.uncounted, session.sum_over_ranks)
+        session.costs.count_positions(*session.sum_over_ranks(*costs.take(session.uncounted)))
         if self.trainer.memory_folder is not None:
             with session.costs.measure("memory"):
                 remember(self.trainer.memory_folder, self.trainer)
         self.count_task_time(session.costs)
         trackers.log(self.trainer, trackers.entry("cost", session.costs.to_json()))
 
-    def count_task_time(self, costs: RunningCosts, rehearsed: float = 0.0) -> None:
+    def count_task_time(self, counted: costs.RunningCosts, rehearsed: float = 0.0) -> None:
         """Bring the time account and the peak memory up to now.
 
         Args:
-            costs: of the session.
+            counted: costs of the session.
             rehearsed: share of memory rows in the batches that took the time since the last call.
         """
-        spent = time.perf_counter() - self.started - costs.training_seconds
-        costs.task_seconds += spent * (1 - rehearsed)
-        costs.rehearsal_seconds += spent * rehearsed
+        spent = time.perf_counter() - self.started - counted.training_seconds
+        counted.task_seconds += spent * (1 - rehearsed)
+        counted.rehearsal_seconds += spent * rehearsed
         if torch.cuda.is_available():
-            costs.peak_memory_bytes = max(costs.peak_memory_bytes, torch.cuda.max_memory_allocated())
+            counted.peak_memory_bytes = max(counted.peak_memory_bytes, torch.cuda.max_memory_allocated())
 
 
 class ContinualMixin(TrainerHooks):
@@ -133,7 +133,9 @@ class ContinualMixin(TrainerHooks):
         self.unmoved: list[torch.Tensor] | None = None
         self._next_token_checked = False
         self._micro_losses: list[torch.Tensor] = []
+        self._loss = math.nan
         self._step_rows = 0
+        self._counts: list[int] | None = None
         self._memory_batch: MemoryBatch | None = None
         self._resumed: dict[str, Any] = {}
         if not self.session.adapter:
@@ -141,6 +143,20 @@ class ContinualMixin(TrainerHooks):
         self._callback = _MethodCallback(self)
         # in front of the others: what ends the training here is logged before a tracker's callback closes its files
         trainer.callback_handler.callbacks.insert(0, self._callback)
+
+    def get_train_dataloader(self) -> Any:
+        """As the trainer's; while it trains, with the answer tokens of each row beside the batch."""
+        trainer: Any = self
+        # a loader that cuts batches up for several processes takes tensors alone
+        cut = trainer.args.accelerator_config.dispatch_batches or not hasattr(trainer.train_dataset, "__len__")
+        if cut or not trainer.is_in_train:
+            return super().get_train_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
+        collator = trainer.data_collator
+        trainer.data_collator = answer_counts.CountingCollator(collator, self.session.shift)
+        try:
+            return super().get_train_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            trainer.data_collator = collator
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """As the trainer's, with the memory rows that the step learns beside its micro-batches."""
@@ -152,6 +168,7 @@ class ContinualMixin(TrainerHooks):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's, keeping the loss for signals.jsonl and counting rows; the loss is the task's alone."""
+        self._counts = answer_counts.take(inputs)
         self._step_rows += len(inputs["input_ids"]) * self.session.world
         if not self._next_token_checked:
             check_next_token(self.session, inputs)
@@ -160,14 +177,23 @@ class ContinualMixin(TrainerHooks):
         if self._memory_batch is None:
             self.session.count(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        self._memory_batch, loss = None, loss - self.session.in_step.joint_loss
+        self._counts, self._memory_batch, loss = None, None, loss - self.session.in_step.joint_loss
         self._micro_losses.append(loss)
         if self.accelerator.sync_gradients:  # pyright: ignore[reportAttributeAccessIssue]
             self.session.in_step.compute_apart()
             self.method.before_step(self.session)
             self.session.in_step.add_apart()
-            guard.check_step(self.session, torch.stack(self._micro_losses), "task", self.session.step + 1)
+            self._read_step()
         return loss
+
+    def _read_step(self) -> None:
+        """Read what a step is judged and recorded by, all of it at once, before the optimizer sees the gradients."""
+        session, rehearsal, losses = self.session, self.session.in_step, torch.stack(self._micro_losses)
+        self._micro_losses.clear()
+        numbers = losses.sum(), *costs.take(session.uncounted), *rehearsal.unread()
+        self._loss, tokens, total, *noted = guard.check_step(session, losses, "task", session.step + 1, *numbers)
+        session.costs.count_positions(tokens, total)
+        rehearsal.note(noted)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -187,7 +213,7 @@ class ContinualMixin(TrainerHooks):
             inputs = join(inputs, memory_batch, self.session.model)
             self.session.count(inputs)
         if narrow:
-            inputs = self.session.narrowed(inputs)
+            inputs = self.session.narrowed(inputs, self._joint_counts())
         with_extra = model.training and type(self.method).extra_loss is not Method.extra_loss
         # outputs are not asked for without need: TRL computes the logits by a forward pass of their own
         needed = return_outputs or with_extra or memory_batch is not None
@@ -197,7 +223,8 @@ class ContinualMixin(TrainerHooks):
         parts: tuple[Any, Any] = found if needed else (found, None)
         loss, outputs = parts
         if self._weighs_loss and model.training:
-            loss = loss * share if share else self._empty_batch()
+            some = share if self._counts is None else sum(self._counts)
+            loss = loss * share if some else self._empty_batch()
         if memory_batch is not None:
             joined = self.session.in_step.joined(memory_batch, inputs["labels"][rows:], outputs.logits[rows:])
             loss = loss + joined * self._divisor(num_items_in_batch)
@@ -214,7 +241,14 @@ class ContinualMixin(TrainerHooks):
         if labels is None or num_items_in_batch is None or not trainer.model_accepts_loss_kwargs:
             return 1.0
         processes = self.session.world if trainer.args.average_tokens_across_devices else 1
-        return self.session.answer_tokens(labels) * processes / num_items_in_batch
+        tokens = self.session.answer_tokens(labels) if self._counts is None else sum(self._counts)
+        return tokens * processes / num_items_in_batch
+
+    def _joint_counts(self) -> list[int] | None:
+        """Answer tokens by row of a micro-batch with its memory rows, where they are known."""
+        if self._counts is None or self._memory_batch is None:
+            return self._counts
+        return self._counts + self._memory_batch.counts
 
     def _empty_batch(self) -> torch.Tensor:
         """Loss of a micro-batch without an answer token, whose mean is not a number: zero, and so its gradients."""
@@ -234,6 +268,11 @@ class ContinualMixin(TrainerHooks):
         signals = trackers.of_last_step(self.session.events) if "loss" in logs else {}
         super().log(logs | signals, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """As the trainer's; weights that are NaN or infinite are not saved."""
+        guard.check_weights(self.session)
+        super().save_model(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
     def current_learning_rate(self) -> float:
         """The learning rate the optimizer holds now."""
         trainer: Any = self
@@ -245,9 +284,7 @@ class ContinualMixin(TrainerHooks):
         session.costs.task_updates += 1
         self._step_rows -= rehearsal.unlabelled * session.world
         session.costs.task_rows += self._step_rows
-        [total] = session.sum_over_ranks(float(torch.stack(self._micro_losses).sum()))
-        self._micro_losses.clear()
-        loss = total / session.world if math.isfinite(total) else None
+        loss = self._loss / session.world if math.isfinite(self._loss) else None
         record = {"kind": "step", "step": session.step, "loss": loss, "learning_rate": session.learning_rate}
         session.record(record | rehearsal.record())
         self.unmoved = guard.check_moved(session, self.unmoved)
@@ -255,8 +292,7 @@ class ContinualMixin(TrainerHooks):
         self.method.after_step(session)
         for event in session.events[recorded:]:
             trackers.log(self, trackers.entry(event["kind"], event))
-        session.costs.count_positions(session.uncounted, session.sum_over_ranks)
-        guard.check_weights(session)
+        session.costs.count_positions(*session.sum_over_ranks(*costs.take(session.uncounted)))
         rows = 0 if rehearsal.apart else rehearsal.rows  # those apart have their time measured
         rehearsed = rows / max(rows + self._step_rows, 1)
         self._callback.count_task_time(session.costs, rehearsed)

@@ -43,19 +43,20 @@ def candidate_losses(
     with session.costs.measure("fusion"):
         mine, size = session.own(refs), session.settings.micro_batch_size
         batches = [
-            (mine[start : start + size], session.collated(mine[start : start + size], features)[0])
+            (mine[start : start + size], session.collated(mine[start : start + size], features))
             for start in range(0, len(mine), size)
         ]
         for weight in candidates:
             values = moved(session.adapter, anchor, weight)
             totals = {task: (0.0, 0) for task, own in features.items() if own}
-            for part, batch in batches:
+            for part, (batch, _, counts) in batches:
                 inputs = {name: value for name, value in batch.items() if name != "labels"}
                 with session.trainer.compute_loss_context_manager():
                     logits = session.logits_with(values, inputs)
-                for ref, loss in zip(part, row_losses(logits, batch["labels"], shift=session.shift), strict=True):
+                found = row_losses(logits, batch["labels"], shift=session.shift, counts=counts)
+                for ref, loss in zip(part, torch.stack(found).tolist(), strict=True):
                     total, count = totals[ref.task]
-                    totals[ref.task] = (total + float(loss), count + 1)
+                    totals[ref.task] = (total + loss, count + 1)
             summed = session.sum_over_ranks(*(number for pair in totals.values() for number in pair))
             pairs = list(zip(summed[::2], summed[1::2], strict=True))
             losses[weight] = sum(total / count for total, count in pairs) / len(pairs)
