@@ -58,7 +58,8 @@ class TokenRows(Sequence[Feature]):
         prompts, answers = (_lengths(column) for column in self.table.columns)
         if self.encoder_decoder:
             return list(zip(prompts, answers, strict=True))
-        return [(prompt + answer,) * 2 for prompt, answer in zip(prompts, answers, strict=True)]
+        totals = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        return list(zip(totals, totals, strict=True))
 
 
 def _lengths(column: Any) -> list[int]:
