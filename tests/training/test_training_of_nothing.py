@@ -136,7 +136,10 @@ def test_weights_that_hardly_move_are_told(tiny_llama, tmp_path, changes, before
     assert before in told
     command("run", config, "--out", tmp_path / "run")
     warnings = json.loads((tmp_path / "run/stages/01-alpha/stage.json").read_text()).get("warnings", [])
-    assert len(warnings) == bool(before) + bool(after)
+    of_training = [
+        warning for warning in warnings if "max_output_tokens" not in warning
+    ]  # a base that learns nothing never ends
+    assert len(of_training) == bool(before) + bool(after)
     assert after in " ".join(warnings)
     assert all(warning in (tmp_path / "run/report.html").read_text() for warning in warnings)
 

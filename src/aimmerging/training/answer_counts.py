@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 ROWS = "answer_tokens_by_row"
-"""Under which name the numbers go with a batch of the task, as a tuple, until its step begins."""
+"""Under which name the numbers go with a batch of the task, as a tuple, until the batches of its step are together."""
 
 
 def by_row(labels: Tensor, *, shift: bool) -> list[int]:

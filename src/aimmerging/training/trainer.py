@@ -135,6 +135,7 @@ class ContinualMixin(TrainerHooks):
         self._micro_losses: list[torch.Tensor] = []
         self._loss = math.nan
         self._step_rows = 0
+        self._waiting_counts: list[list[int] | None] = []
         self._counts: list[int] | None = None
         self._memory_batch: MemoryBatch | None = None
         self._resumed: dict[str, Any] = {}
@@ -164,11 +165,13 @@ class ContinualMixin(TrainerHooks):
         batches = rehearsal.begin(epoch_iterator, num_batches)
         found, items = super().get_batch_samples(batches, num_batches, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         rehearsal.ready()
+        # taken out here, so that a trainer's own training_step finds nothing but tensors in a batch
+        self._waiting_counts = [answer_counts.take(batch) for batch in found]
         return found, items
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's, keeping the loss for signals.jsonl and counting rows; the loss is the task's alone."""
-        self._counts = answer_counts.take(inputs)
+        self._counts = self._waiting_counts.pop(0) if self._waiting_counts else None
         self._step_rows += len(inputs["input_ids"]) * self.session.world
         if not self._next_token_checked:
             check_next_token(self.session, inputs)
