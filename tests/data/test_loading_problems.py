@@ -22,6 +22,10 @@ JSONL_PROBLEMS = {
     "number row": (GOOD + "\n7\n", ", line 3: expected an object like {...}, found int"),
     "missing column": (GOOD + '{"input": "a", "ouput": "b"}\n', ", line 2: no 'output' here (did you mean 'ouput'?)"),
     "empty input": (GOOD + '{"input": " \\n", "output": "b"}\n', ", line 2: 'input' is empty"),
+    "unseen input": (
+        GOOD + '{"input": "\\u200b \\ufeff", "output": "b"}\n',
+        ", line 2: 'input' is empty: '\\u200b \\ufeff' shows",
+    ),
     "empty output": (GOOD + '{"input": "a", "output": ""}\n', ", line 2: 'output' is empty"),
     "wrong type": (GOOD + '{"input": 5, "output": "b"}\n', ", line 2: 'input' must be a string, found int"),
     "object output": (GOOD + '{"input": "a", "output": {"x": 1}}\n', ", line 2: 'output' must be a string or number"),

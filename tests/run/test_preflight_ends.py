@@ -108,6 +108,14 @@ def test_a_prompt_that_ends_in_an_open_thought_is_told(tmp_path):
     assert ("thinking", "train") not in found(config)
 
 
+def test_two_begin_tokens_are_told(tmp_path):
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    rows = {"train": talks(4), "test": talks(2, 9)}
+    assert ("two_begins", "train") not in found(configure(tmp_path, chat_base(tmp_path / "base", template), rows))
+    config = configure(tmp_path, chat_base(tmp_path / "base", "{{ bos_token }}" + template), rows)
+    assert found(config)["two_begins", "train"]["rows"] == 4
+
+
 def test_a_thought_in_answers_behind_an_empty_thought_is_told(tmp_path):
     empty = (
         "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<think></think>{% endif %}"

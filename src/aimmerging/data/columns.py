@@ -15,6 +15,7 @@ from aimmerging.data.chats import HALF_CHARACTER, Report, encodable, read_tools,
 from aimmerging.data.problems import did_you_mean
 from aimmerging.data.readers import WrittenNumber
 from aimmerging.data.tasks import Message, Row
+from aimmerging.data.wording import is_blank
 
 COLUMNS = ("id", "instruction", "input", "output", "messages", "system", "tools")
 """The keys a `columns` mapping may have."""
@@ -313,7 +314,7 @@ def _prompt_text(record: Mapping[str, Any], source: str, before: str | None, rep
 
 
 def _is_blank(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return value is None or (isinstance(value, str) and is_blank(value))
 
 
 def _with_system(
@@ -379,8 +380,9 @@ def _text(record: Mapping[str, Any], column: str, report: Report, convert: bool)
 
 def _not_blank(text: str, what: str, report: Report) -> bool:
     stripped = text.strip()
-    if not stripped:
-        report("empty", f"{what} is empty")
+    if is_blank(text):
+        seen = "" if not stripped else f": {text!r:.60} shows nothing"
+        report("empty", f"{what} is empty{seen}")
     elif stripped in _NO_VALUE:
         report("no value", f"{what} is {stripped!r}, which stands for a missing value")
     else:

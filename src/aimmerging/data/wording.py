@@ -1,6 +1,7 @@
 """Text from data made fit to be shown: cut to a readable length, and without characters that move the cursor."""
 
 import re
+import unicodedata
 
 _SHOWN = 60
 _LONGEST_LINE = 1000
@@ -8,6 +9,11 @@ _MOST_LINES = 40
 # terminal controls, halves of characters, line separators, and what turns the direction of the text after it; joiners
 # stay, because emoji and several scripts are written with them
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: it is empty, or white space and signs of no width alone."""
+    return all(sign.isspace() or unicodedata.category(sign) in ("Cf", "Cc") for sign in text)
 
 
 def printable(text: str) -> str:

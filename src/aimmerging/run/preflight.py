@@ -31,7 +31,7 @@ from aimmerging.training.progress import Progress
 SPLITS = ("train", "validation", "test")
 _CACHED_FROM = 1000
 """Rows of a split from which its measurement is kept."""
-_VERSION = 6
+_VERSION = 7
 """Of what is measured; another one makes the cache void."""
 _DRAWS = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 """What gives a template of Jinja random text."""
@@ -318,6 +318,11 @@ _WORDS: dict[str, _Words] = {
     "ended": _ended,
     "special_answer": _plainly("have answers with the text of a special token, which is taken for the token", "output"),
     "special_prompt": _plainly("have inputs with the text of a special token, which is taken for the token", "input"),
+    "two_begins": _plainly(
+        "get a prompt that begins with the begin-of-sequence token twice, which no model has learned; give the base a "
+        "template, or the rows inputs, that write it once",
+        "",
+    ),
     "thinking": _plainly(
         "get a prompt that ends with an open <think>, so the answer is learned as a thought; give the base a template "
         "that closes it where enable_thinking is false",

@@ -92,6 +92,7 @@ def _measure_prompts(rows: Sequence[Row], start: int, check: TemplateCheck, size
                 found.add("second_thought", index)
     unknown = codec.tokenizer.unk_token_id
     unknown = None if unknown == codec.tokenizer.eos_token_id else unknown  # GPT-2 names one token for both
+    begin = codec.tokenizer.bos_token_id
     encoded = codec.prompt_ids([text for _, text in written])
     for (index, _), ids in zip(written, encoded, strict=True):
         if not ids:
@@ -100,6 +101,8 @@ def _measure_prompts(rows: Sequence[Row], start: int, check: TemplateCheck, size
             found.add("ids", index)
         if unknown is not None and unknown in ids:
             found.add("unknown", index)
+        if begin is not None and ids[:2] == [begin, begin]:
+            found.add("two_begins", index)
         if len(ids) > codec.max_input_tokens:
             found.add("cut_input", index)
 
