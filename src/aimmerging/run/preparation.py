@@ -133,11 +133,6 @@ def stage_to_add(setting: Setting, run: RunDirectory, task: Task) -> Todo:
         raise RunDirectoryError(
             f"{run.path} learned all its tasks at once ({run.config.method}); no task can be added to it"
         )
-    for name in in_use:
-        if name != task.name and run.learned[name] == task.sha256:
-            setting.progress.say(
-                f"note: {task.name!r} has the very rows of {name!r}, which {run.path} has learned already"
-            )
     return [] if cut_short else [(len(in_use) + 1, [task])]
 
 
