@@ -79,6 +79,7 @@ def test_a_slip_in_an_option_is_not_taken_for_a_text(run):
     assert f"'--jsno' {said}" in refused("predict", run, "--jsno", "a text")
     for rest in (["--output", "answers.jsonl"], ["--output=answers.jsonl"]):
         assert "'--output' is no option" in refused("predict", run, "--input", "rows.jsonl", *rest)
+    assert "TEXT is empty" in refused("predict", run, "\u200b")
     assert "TEXT came in 3 parts" in refused("predict", run, "where", "is", "it")
     assert "either a TEXT or --input FILE" in refused("predict", run, "a text", "--input", "rows.jsonl")
     for text in ("--help", "--jsn", "--text"):  # the cure that the message names works

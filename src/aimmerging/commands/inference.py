@@ -14,6 +14,7 @@ from aimmerging.data.loading import TaskSource, load_rows, load_task
 from aimmerging.data.problems import Problems, did_you_mean
 from aimmerging.data.splits import default_name
 from aimmerging.data.tasks import Row, Task
+from aimmerging.data.wording import is_blank
 from aimmerging.errors import ConfigError
 from aimmerging.run import changes, general, preflight, sources
 from aimmerging.run.generation import answers, check_padding, cut_answers
@@ -124,7 +125,7 @@ def one_text(texts: Sequence[str], file: Path | None, *, escaped: bool = False) 
         raise ConfigError(f"TEXT came in {len(texts)} parts, {texts[0]!r} and {texts[1]!r} first; put it in quotes")
     if bool(texts) == (file is not None):
         raise ConfigError("give either a TEXT or --input FILE")
-    if texts and (not texts[0].strip() or any("\ud800" <= letter <= "\udfff" for letter in texts[0])):
+    if texts and (is_blank(texts[0]) or any("\ud800" <= letter <= "\udfff" for letter in texts[0])):
         raise ConfigError("TEXT is empty or not UTF-8; give what the model is to answer")
     return texts[0] if texts else None
 
