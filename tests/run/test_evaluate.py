@@ -8,7 +8,15 @@ from short_runs import settings
 from aimmerging.config import resolve
 from aimmerging.core.metrics import score
 from aimmerging.data.tasks import Row
-from aimmerging.run.generation import Prediction, check_padding, evaluate, generate, generation_config, points
+from aimmerging.run.generation import (
+    Prediction,
+    check_padding,
+    depends_on_padding,
+    evaluate,
+    generate,
+    generation_config,
+    points,
+)
 from aimmerging.training.encoding import padded
 from aimmerging.training.models import load_model
 from aimmerging.training.progress import Progress
@@ -66,6 +74,16 @@ def test_a_model_that_looks_at_padding_answers_each_row_alone(tmp_path, monkeypa
     assert answers(loaded, size=len(ROWS)) != alone
     assert "RwkvForCausalLM does not leave padding out of account" in told_of_padding(loaded)
     assert answers(loaded, size=len(ROWS)) == alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("family", "depends"), [("rwkv", True), ("t5", False), ("llama", False), ("gpt2", False)])
+def test_rounding_is_not_taken_for_a_look_at_padding(tmp_path, monkeypatch, family, depends, dtype):
+    sizes = {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}
+    monkeypatch.setitem(tiny_models.FAMILIES, "rwkv", ("RwkvConfig", sizes))
+    folder = tiny_models.save_family(tmp_path / family, family)
+    loaded = load_model(resolve(settings(folder) | {"model": {"name": str(folder), "dtype": dtype}}), str(folder))
+    assert depends_on_padding(loaded.model, loaded.codec) is depends
 
 
 def test_nothing_is_said_of_a_model_that_leaves_padding_out(loaded):

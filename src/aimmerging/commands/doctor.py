@@ -4,12 +4,15 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from aimmerging.config import load_config
 from aimmerging.methods import build
 from aimmerging.run import gating, preflight, preparation, schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
 from aimmerging.training import trackers
+from aimmerging.training.precision import check_precision
 from aimmerging.training.progress import Progress
 
 
@@ -38,6 +41,7 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
     config = sources.located(load_config(path, overrides), path.parent)
     method = build(config)
     trackers.check_installed(config.training.report_to)
+    check_precision(config.training, PartialState(cpu=config.training.device == "cpu").device)
     stream = sources.task_stream(config, path.parent)
     known = config.model_copy(update={"single_task": "none"}) if config.single_task == "train" else config
     preparation.check_scorable(known, method, Path(), [(place, [task]) for place, task in enumerate(stream, 1)])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 from transformers import GenerationConfig
 
 from aimmerging.core import metrics
@@ -106,19 +107,26 @@ _PART = 1e-3
 def depends_on_padding(model: Any, codec: Codec) -> bool:
     """Whether the model goes on otherwise with a prompt that stands beside a longer one, and so is padded.
 
-    Some models pay no regard to `attention_mask`, as RWKV: what they answer depends on the batch.
+    Some models pay no regard to `attention_mask`, as RWKV: what they answer depends on the batch. The padded prompt is
+    compared with itself with other tokens at the padded places, which change nothing in any precision where the mask is
+    obeyed, and with the prompt alone, which kernels round otherwise, the more so the fewer bits the weights have.
     """
     special = set(codec.tokenizer.all_special_ids)
     words = [token for token in range(len(codec.tokenizer)) if token not in special]
     short, long = words[:_FEWER], (words * _MORE)[:_MORE]
+    alone, beside = (_together(prompts, codec, model) for prompts in ([short], [short, long]))
+    filled = beside | {"input_ids": beside["input_ids"].masked_fill(beside["attention_mask"] == 0, words[-1])}
     with _greedy(model, codec, 1) as (_, tokenizer):
         options = {"tokenizer": tokenizer, "output_logits": True, "return_dict_in_generate": True}
-        alone, beside = (
-            model.generate(**_together(prompts, codec, model), **options).logits[0][0]
-            for prompts in ([short], [short, long])
+        own, padded_one, filled_one = (
+            model.generate(**batch, **options).logits[0][0].float() for batch in (alone, beside, filled)
         )
-    part = max(_PART, 12 * torch.finfo(alone.dtype).eps)
-    return bool((alone.float() - beside.float()).square().mean().sqrt() > part * alone.float().std())
+
+    def apart(logits: Tensor) -> float:
+        """Root of the mean square of the difference to the padded prompt, as a part of the spread of the logits."""
+        return float((logits - padded_one).square().mean().sqrt() / own.std())
+
+    return apart(filled_one) > _PART or apart(own) > max(_PART, 12 * torch.finfo(model.dtype).eps)
 
 
 def check_padding(loaded: LoadedModel, progress: Progress) -> None:

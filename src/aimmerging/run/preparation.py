@@ -23,6 +23,7 @@ from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training import trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import LoadedModel, load_model
+from aimmerging.training.precision import check_precision
 from aimmerging.training.progress import Progress
 
 Todo = Sequence[tuple[int, Sequence[Task]]]
@@ -61,11 +62,13 @@ class Setting:
         """Build the method and find the processes.
 
         Raises:
-            ConfigError: there is no such method, or not with these settings; an override is wrong.
+            ConfigError: there is no such method, or not with these settings; an override is wrong; the device lacks
+                the precision.
         """
         task_config = for_one_task(config, overrides)
         trackers.check_installed(task_config.training.report_to)
-        ranks = PartialState(cpu=config.training.device == "cpu")
+        ranks = PartialState(cpu=task_config.training.device == "cpu")
+        check_precision(task_config.training, ranks.device)
         told = progress or Progress()
         return cls(config, task_config, methods.build(task_config), out, ranks, told, accept, general)
 
