@@ -2,6 +2,7 @@
 
     python -m benchmarks.cost                          # tiny random Llama and T5: counts, and times of no meaning
     python -m benchmarks.cost --model FOLDER --out benchmarks/results/cost/smollm2.json
+    python -m benchmarks.cost --shapes "Qwen3-0.6B;T5-large" --dtype bfloat16 --out FILE    # random weights, GPU
 
 A round trains every variant for a few steps, one after the other and each round in another order; docs/cost.md says
 what the columns mean.
@@ -39,7 +40,9 @@ from aimmerging.training.encoding import Collator
 from aimmerging.training.rehearsal import StepRehearsal
 from aimmerging.training.session import Session
 from aimmerging.training.trainer import ContinualMixin
+from benchmarks.shapes import SHAPES, random_model
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PREPARED = {"skip_prepare_dataset": True}
 FEWER = {"controller": {"interval": 8, "rehearsal_steps": 2}}
 NEVER = {"interval": 10**6, "max_interval": 10**6, "threshold_factor": 1e9, "merge_at_end": False}
@@ -103,7 +106,7 @@ class Measured:
         tokens: of the last round that are no padding.
         padding: of the last round.
         collated: tokens and padding of the last round from the collator, with task rows that gave their place up.
-        peak_bytes: largest resident memory; None where the system does not tell.
+        peak_bytes: largest resident memory, on a GPU the largest allocated there; None where the system does not tell.
         bookkeeping: seconds of all rounds, see :class:`Bookkeeping`.
     """
 
@@ -219,15 +222,23 @@ class Bookkeeping:
 
 
 class Clock(TrainerCallback):
-    """Notes when training begins and steps end; added last, so that all a method does after a step belongs to it."""
+    """Notes when training begins and steps end; added last, so that all a method does after a step belongs to it.
+
+    On a GPU it waits until the step's work there is done.
+    """
 
     def __init__(self):
         self.ends = []
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.ends.append(time.perf_counter())
+        self.note()
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.note()
+
+    def note(self):
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
 
@@ -251,7 +262,9 @@ class CountingCollator(Collator):
 
 
 def peak_memory(*, start):
-    """Forget the largest resident memory so far, or give it in bytes; None where the system does not tell."""
+    """Forget the largest memory so far, or give it in bytes; None where the system does not tell."""
+    if DEVICE == "cuda":
+        return torch.cuda.reset_peak_memory_stats() if start else torch.cuda.max_memory_allocated()
     try:
         if start:
             Path("/proc/self/clear_refs").write_text("5")
@@ -267,7 +280,9 @@ def stored_logits(model, memory, collate, k):
     shift, stored = not model.config.is_encoder_decoder, {}
     with torch.no_grad():
         for task, features in memory.items():
-            batches = [narrowed(model, collate([row])) for row in features]
+            batches = [
+                narrowed(model, {key: value.to(DEVICE) for key, value in collate([row]).items()}) for row in features
+            ]
             stored[task] = [
                 row
                 for batch in batches
@@ -297,7 +312,8 @@ def untrained(name, model, work, data, folder, seed):
         "gradient_accumulation_steps": work.batch // work.micro,
         "seed": seed,
         "data_seed": seed,
-        "use_cpu": True,
+        "use_cpu": DEVICE == "cpu",
+        "bf16": next(model.parameters()).dtype is torch.bfloat16,
         "save_strategy": "no",
         "logging_strategy": "no",
         "report_to": "none",
@@ -309,7 +325,7 @@ def untrained(name, model, work, data, folder, seed):
     options = {"model": model, "data_collator": collator}
     if name.endswith("SFT"):
         # the rest as the other variants have it, so that the trainers do the same work
-        same = {"max_length": None, "gradient_checkpointing": False, "bf16": False, "dataset_kwargs": PREPARED}
+        same = {"max_length": None, "gradient_checkpointing": False, "dataset_kwargs": PREPARED}
         options |= {"args": trl.SFTConfig(**settings, **same), "train_dataset": Dataset.from_list(task)}
         options |= {"processing_class": tokenizer()}
         stock, own = trl.SFTTrainer, ContinualSFTTrainer
@@ -448,6 +464,8 @@ def summary(found, work):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a decoder-only or encoder-decoder model")
+    parser.add_argument("--shapes", help=f"models with random weights, divided by ; there are {'; '.join(SHAPES)}")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base's weights")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps a round")
     parser.add_argument("--batch", type=int, default=8)
@@ -465,23 +483,36 @@ def main() -> None:
     variants = tuple(dict.fromkeys(("stock", "sequential", *yardsticks, *asked)))
     if unknown := set(variants) - VARIANTS.keys():
         parser.error(f"unknown variants {', '.join(sorted(unknown))}; there are {'; '.join(VARIANTS)}")
+    names = [options.model.name] if options.model else ["tiny Llama", "tiny T5"]
+    if options.shapes:
+        names = options.shapes.split(";")
+        if unknown := set(names) - SHAPES.keys():
+            parser.error(f"unknown shapes {', '.join(sorted(unknown))}; there are {'; '.join(SHAPES)}")
     report = {"work": asdict(work), "rounds": options.rounds, "threads": torch.get_num_threads(), "models": {}}
     report["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     report["processor"] = platform.processor() or platform.machine()
-    for name in [options.model.name] if options.model else ["tiny Llama", "tiny T5"]:
-        base = load(options.model) if options.model else tiny(name)
-        table = summary(measure(with_lora(base), work, options.rounds, variants), work)
+    report["device"] = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    report["dtype"] = options.dtype
+    dtype = getattr(torch, options.dtype)
+    for name in names:
+        base = load(options.model, dtype) if options.model else made(name, dtype)
+        table = summary(measure(with_lora(base).to(DEVICE), work, options.rounds, variants), work)
         report["models"][name] = table
-        print(f"\n{name}\n\n{as_markdown(table)}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\n{name}\n\n{as_markdown(table)}", flush=True)
+        if options.out:  # after each model, so that what was measured is kept whatever happens to the next one
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def load(folder):
+def load(folder, dtype):
     config = transformers.AutoConfig.from_pretrained(folder)
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-    return kind.from_pretrained(folder, dtype=torch.float32)
+    return kind.from_pretrained(folder, dtype=dtype)
+
+
+def made(name, dtype):
+    """A model with random weights: tiny, or of a published size."""
+    return tiny(name).to(dtype) if name.startswith("tiny") else random_model(name, dtype, DEVICE)
 
 
 def as_markdown(table):

@@ -1,10 +1,12 @@
-"""Counts reads of the device in a training on the CPU, by the package whose code asks for them.
+"""Counts reads of the device in a training, by the package whose code asks for them.
 
-There is no device here, so the tensors that would lie on one are followed: the model's, those that accelerate sends
+On a CPU there is no device, so the tensors that would lie on one are followed: the model's, those that accelerate sends
 there, and all that is computed from them. A read of such a tensor makes the host wait; that of another one does not.
+On a GPU torch itself tells where the host waits.
 """
 
 import sys
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +47,7 @@ def _sent(batch, *args, **kwargs):
 def _asker():
     """Package, file and line of the innermost frame outside torch and this file."""
     frame = sys._getframe(1)
-    while frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(_TORCH):
+    while frame.f_code.co_filename in (__file__, warnings.__file__) or frame.f_code.co_filename.startswith(_TORCH):
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
     return next((name for name in _PACKAGES if name in path.parts), "other"), f"{path.name}:{frame.f_lineno}"
@@ -86,3 +88,22 @@ def counted(monkeypatch, model):
         for module in (accelerate.data_loader, session):
             patch.setattr(module, "send_to_device", _sent)
         yield found
+
+
+@contextmanager
+def counted_on_gpu():
+    """Count while the block runs, on a GPU: waits of the host by (package, file and line)."""
+    found = Counter()
+
+    def note(message, *args, **kwargs):
+        if "synchronizing CUDA operation" in str(message):
+            found[_asker()] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from kill import differences, outcome
+from precisions import settings as settings_of
 from safetensors.torch import load_file
 from sampling import sampled
 from short_runs import read_rows, settings, task_files
@@ -112,8 +113,11 @@ def test_a_family_learns_goes_on_and_answers_alone_as_in_the_run(family, tmp_pat
 
 
 @pytest.mark.parametrize("placement", ["interval", "step"])
+@pytest.mark.parametrize("setting", settings_of("cpu-bf16", "gpu-fp32", "gpu-bf16", "gpu-fp16"))
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_bfloat16_learns_merges_and_goes_on_as_without_a_stop(family, placement, tmp_path, monkeypatch, covers):
+def test_half_precision_learns_merges_and_goes_on_as_without_a_stop(
+    family, setting, placement, tmp_path, monkeypatch, covers
+):
     base = save_family(tmp_path / "base", family)
     for name in ("alpha", "beta"):
         task_files(tmp_path, name)
@@ -121,7 +125,7 @@ def test_bfloat16_learns_merges_and_goes_on_as_without_a_stop(family, placement,
     plain["rehearsal"] |= {"placement": placement, "share": 0.5 if placement == "step" else None}
     plain["controller"] |= {"merge": True}
     single = run(resolve(plain), tmp_path / "single", base=tmp_path)
-    config = resolve(deep_merge(plain, {"model": {"dtype": "bfloat16"}, "training": {"precision": "bf16"}}))
+    config = resolve(deep_merge(plain, setting.run))
     whole = run(config, tmp_path / "whole", base=tmp_path)
     stages = [RunDirectory.open(folder).stages for folder in (single, whole)]
     costs = [[(stage.record.costs.task_rows, stage.record.costs.memory_rows) for stage in found] for found in stages]
@@ -131,6 +135,6 @@ def test_bfloat16_learns_merges_and_goes_on_as_without_a_stop(family, placement,
     adapters = [load_file(found[1].path / "adapter/adapter_model.safetensors") for found in stages]
     assert {value.dtype for value in adapters[1].values()} == {torch.float32}
     moved = [torch.cat([value.flatten() for value in adapter.values()]) for adapter in adapters]
-    # roundings of a base with eight bits of mantissa, not another training
+    # roundings of a base with few bits of mantissa, not another training
     assert float(torch.nn.functional.cosine_similarity(*moved, dim=0)) > 0.9
-    covers("run", family, "bf16")
+    covers("run", family, **setting.cell)

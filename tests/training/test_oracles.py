@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from precisions import settings
 from trainer_kit import (
     EVERY_THREE,
     QUIET,
@@ -26,7 +27,7 @@ from aimmerging.core.memory import draw
 from aimmerging.training.encoding import Collator
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("setting", settings("cpu-fp32", "cpu-bf16", "gpu-fp32", "gpu-bf16", "gpu-fp16"))
 @pytest.mark.parametrize(
     ("base", "plain_kind", "kind"),
     [
@@ -36,12 +37,12 @@ from aimmerging.training.encoding import Collator
     ],
 )
 def test_without_a_merge_the_run_is_the_plain_trainer_bit_for_bit(
-    request, tmp_path, base, plain_kind, kind, bf16, covers
+    request, tmp_path, base, plain_kind, kind, setting, covers
 ):
     trainer = "seq2seq" if kind is ContinualSeq2SeqTrainer else "trainer"
-    covers(trainer, base.removeprefix("tiny_"), "bf16" if bf16 else "fp32")
+    covers(trainer, base.removeprefix("tiny_"), **setting.cell)
     folder = request.getfixturevalue(base)
-    changes = {"bf16": bf16, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    changes = {**setting.arguments, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     model, codec = load(folder)
     plain = token_mean(plain_kind, codec)(
         model=model,
@@ -51,8 +52,8 @@ def test_without_a_merge_the_run_is_the_plain_trainer_bit_for_bit(
     )
     plain.train()
     # logits at answer positions alone are the same to float rounding only, see test_answer_logits.py
-    settings = RehearsalSettings(batch_size=4, micro_batch_size=4, probe_rows=4, answer_only_logits=False)
-    ours = continual(folder, tmp_path, Aim(QUIET), kind=kind, settings=settings, **changes)
+    rehearsal = RehearsalSettings(batch_size=4, micro_batch_size=4, probe_rows=4, answer_only_logits=False)
+    ours = continual(folder, tmp_path, Aim(QUIET), kind=kind, settings=rehearsal, **changes)
     ours.train()
 
     assert ours.session.costs.probe_forwards == 10

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import precisions
 import pytest
 import torch
 from datasets import Dataset
@@ -27,12 +28,12 @@ def earlier(tiny_llama, tmp_path_factory):
     return [trainer.train_dataset[place] for place in range(8)]
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_without_a_merge_the_run_is_trls_bit_for_bit(tiny_llama, tmp_path, earlier, bf16, covers):
-    covers("sft", "llama", "bf16" if bf16 else "fp32")
-    plain = sft(tiny_llama, tmp_path, bf16=bf16)
+@pytest.mark.parametrize("setting", precisions.settings("cpu-fp32", "cpu-bf16", "gpu-fp32", "gpu-bf16", "gpu-fp16"))
+def test_without_a_merge_the_run_is_trls_bit_for_bit(tiny_llama, tmp_path, earlier, setting, covers):
+    covers("sft", "llama", **setting.cell)
+    plain = sft(tiny_llama, tmp_path, **setting.arguments)
     plain.train()
-    ours = sft(tiny_llama, tmp_path, Aim(QUIET), memory=earlier, bf16=bf16)
+    ours = sft(tiny_llama, tmp_path, Aim(QUIET), memory=earlier, **setting.arguments)
     ours.train()
     assert ours.session.costs.probe_forwards == 10
     assert ours.session.costs.merges == 0

@@ -1,9 +1,10 @@
 """An optimizer step reads the device once on our account, whatever is learned and rehearsed."""
 
 import pytest
+from precisions import needs_gpu
 from sft_kit import sft
 from step_kit import in_step, stored
-from sync_counter import counted
+from sync_counter import counted, counted_on_gpu
 from torch.utils.data import IterableDataset
 from trainer_kit import continual
 from transformers import TrainerCallback
@@ -36,9 +37,9 @@ class Steps(TrainerCallback):
         self.reads.append({place: count for (package, place), count in self.found.items() if package == "aimmerging"})
 
 
-def reads_after_the_first_step(monkeypatch, trainer):
+def reads_after_the_first_step(counting, trainer):
     """Our reads and the optimizer steps, of all steps but the first, in which a training is looked at more closely."""
-    with counted(monkeypatch, trainer.model) as found:
+    with counting as found:
         steps = Steps(found, trainer.session)
         trainer.add_callback(steps)
         trainer.train()
@@ -56,8 +57,21 @@ def test_a_step_reads_the_device_once(request, monkeypatch, tmp_path, base, name
     trainer = continual(
         folder, tmp_path, kind(), settings=settings, answers=stored(folder), max_steps=3, logging_strategy="no", **sizes
     )
-    places, updates = reads_after_the_first_step(monkeypatch, trainer)
+    places, updates = reads_after_the_first_step(counted(monkeypatch, trainer.model), trainer)
     assert updates == (4 if name == "replay" else 2)
+    assert sum(places.values()) == updates, places
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("base", ["tiny_t5", "tiny_llama"])
+def test_on_a_gpu_a_step_waits_once(request, tmp_path, base, name):
+    folder, (kind, settings) = request.getfixturevalue(base), VARIANTS[name]
+    trainer = continual(
+        folder, tmp_path, kind(), settings=settings, answers=stored(folder), max_steps=3, logging_strategy="no",
+        use_cpu=False, dataloader_pin_memory=True,
+    )  # fmt: skip
+    places, updates = reads_after_the_first_step(counted_on_gpu(), trainer)
     assert sum(places.values()) == updates, places
 
 
@@ -66,7 +80,7 @@ def test_a_step_under_trl_reads_the_device_once(tiny_llama, monkeypatch, tmp_pat
     memory = sft(tiny_llama, tmp_path, Method()).train_dataset
     rehearsal = in_step(micro_batch_size=2) if kind is Aim else None
     trainer = sft(tiny_llama, tmp_path, kind(), memory=memory, rehearsal=rehearsal, max_steps=3, logging_strategy="no")
-    places, updates = reads_after_the_first_step(monkeypatch, trainer)
+    places, updates = reads_after_the_first_step(counted(monkeypatch, trainer.model), trainer)
     assert updates == sum(places.values()) == 2, places
 
 
