@@ -300,7 +300,7 @@ def adapter_state(model: Any) -> dict[str, Any]:
 
 def largest_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     """The largest change of one weight between two states of an adapter."""
-    return max(float((after[name].float() - value.float()).abs().max()) for name, value in before.items())
+    return max(float((after[name].float().cpu() - value.float().cpu()).abs().max()) for name, value in before.items())
 
 
 def set_adapter_state(model: Any, state: dict[str, Any]) -> None:
