@@ -9,7 +9,7 @@ from aimmerging.methods import build
 from aimmerging.run import gating, preflight, preparation, schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
-from aimmerging.training import trackers
+from aimmerging.training import quantization, trackers
 from aimmerging.training.progress import Progress
 
 
@@ -26,6 +26,7 @@ def examine(config_path: Path | None, overrides: list[str], progress: Progress) 
         "devices": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())] or ["cpu"],
         "bf16": bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported()),
         "threads": torch.get_num_threads(),
+        "bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,
         "trl": importlib.util.find_spec("trl") is not None,
     }
     if config_path is not None:
@@ -38,6 +39,7 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
     config = sources.located(load_config(path, overrides), path.parent)
     method = build(config)
     trackers.check_installed(config.training.report_to)
+    quantization.check(config.model)
     stream = sources.task_stream(config, path.parent)
     known = config.model_copy(update={"single_task": "none"}) if config.single_task == "train" else config
     preparation.check_scorable(known, method, Path(), [(place, [task]) for place, task in enumerate(stream, 1)])

@@ -20,7 +20,7 @@ from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.records import Manifest
 from aimmerging.store.run_directory import RunDirectory
-from aimmerging.training import trackers
+from aimmerging.training import quantization, trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import LoadedModel, load_model
 from aimmerging.training.progress import Progress
@@ -65,6 +65,7 @@ class Setting:
         """
         task_config = for_one_task(config, overrides)
         trackers.check_installed(task_config.training.report_to)
+        quantization.check(task_config.model)
         ranks = PartialState(cpu=config.training.device == "cpu")
         told = progress or Progress()
         return cls(config, task_config, methods.build(task_config), out, ranks, told, accept, general)
@@ -202,7 +203,7 @@ def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
     config, out = setting.config, setting.out
     run = RunDirectory.open(out) if run_directory.is_run(out) else None
     manifest = run.manifest() if run else None
-    other_versions = changes.version_changes(manifest)
+    other_versions = changes.version_changes(manifest, config)
     changes.refuse_changes(out, other_versions, accept=setting.accept)
     with setting.ranks.main_process_first():
         folder = sources.base_folder(config.model, setting.progress)
