@@ -26,7 +26,6 @@ def examine(config_path: Path | None, overrides: list[str], progress: Progress) 
         "devices": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())] or ["cpu"],
         "bf16": bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported()),
         "threads": torch.get_num_threads(),
-        "bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,
         "trl": importlib.util.find_spec("trl") is not None,
     }
     if config_path is not None:

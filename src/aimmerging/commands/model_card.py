@@ -64,7 +64,13 @@ def model_card(run: RunDirectory, stage: Stage, kind: Kind, licence: str | None 
         pipeline_tag=None if kind.encoder_decoder else "text-generation",
         tags=["aimmerging", "continual-learning", "lora", *([] if kind.merged else ["adapter"])],
     )
-    parts = [*_head(own, stage, kind, manifest), *_of_quantised(own, kind), *_tasks(own), *_scores(own.scores()), *_memory(own)]
+    parts = [
+        *_head(own, stage, kind, manifest),
+        *_of_quantised(own, kind),
+        *_tasks(own),
+        *_scores(own.scores()),
+        *_memory(own),
+    ]
     parts += ["", "## Limits", "", *(f"- {limit}" for limit in _LIMITS), *_licence(licence)]
     parts += [*_configuration(own, manifest)]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(parts) + "\n"))

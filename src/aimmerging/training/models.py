@@ -52,7 +52,7 @@ class LoadedModel:
 def load_model(config: RunConfig, folder: str, *, dequantized: bool = False) -> LoadedModel:
     """Load base and tokenizer from `folder` (or the hub) and attach the adapter of the configuration.
 
-    A quantised base is turned into one of plain float32 layers where it is to be `dequantized`.
+    `dequantized` turns a quantised base into one of plain float32 layers.
 
     Raises:
         ConfigError: the base's quantisation cannot be had.
@@ -62,8 +62,7 @@ def load_model(config: RunConfig, folder: str, *, dequantized: bool = False) -> 
     from transformers import set_seed
 
     base, tokenizer = _load_base(config.model, folder, cpu=config.training.device == "cpu")
-    if dequantized:
-        base = quantization.dequantized(base)
+    base = quantization.dequantized(base) if dequantized else base
     base_config = base.config
     set_seed(config.seed)
     model = _attach(base, config.lora, config.model.adapter)
@@ -73,8 +72,7 @@ def load_model(config: RunConfig, folder: str, *, dequantized: bool = False) -> 
             parameter.data = parameter.data.to(torch.float32)
     codec = codec_of(config, base.config, tokenizer, base.generation_config)
     _check_answer_start(base, codec, config.model.name)
-    revision = getattr(base.config, "_commit_hash", None)
-    prints = fingerprint(codec, base.generation_config)
+    revision, prints = getattr(base_config, "_commit_hash", None), fingerprint(codec, base.generation_config)
     return LoadedModel(model, codec, base_config, revision, _hash_folder(Path(folder)), prints, adapter_state(model))
 
 

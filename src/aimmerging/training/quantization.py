@@ -123,4 +123,13 @@ def dequantized(base: Any) -> Any:
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(base, name):
             setattr(base, name, False)
+    # how files of quantised weights were read, which transformers would undo when it saves the model
+    read: Any = getattr(base, "_weight_conversions", None)
+    if read:
+        base._weight_conversions = [one for one in read if not _of_package(one)]
     return base
+
+
+def _of_package(conversion: Any) -> bool:
+    steps: Any = getattr(conversion, "operations", ())
+    return any(type(step).__module__.endswith(PACKAGE) for step in steps)
