@@ -228,11 +228,13 @@ def _reload(folder: Path, learned: Learned, *, merged: bool, dtype: str, progres
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     kind = AutoModelForSeq2SeqLM if learned.loaded.codec.encoder_decoder else AutoModelForCausalLM
-    config, source, options = learned.config, str(folder), dict[str, Any]()
+    config, source = learned.config, str(folder)
+    # kernels of attention differ by roundings, which are none of the export's
+    options: dict[str, Any] = {"attn_implementation": config.model.attention} if config.model.attention else {}
     if not merged:
         source = sources.base_folder(config.model, progress)
         settings, _ = load_tokenizer(config.model, source)
-        options = quantization.loading(config.model, settings, cpu=config.training.device == "cpu")
+        options |= quantization.loading(config.model, settings, cpu=config.training.device == "cpu")
     base = kind.from_pretrained(
         source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
     )
