@@ -1,6 +1,7 @@
 """A base in 4 or 8 bit, as QLoRA has it: learns, merges, goes on, is exported. On a GPU where there is one."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -223,7 +224,8 @@ def test_a_run_keeps_its_quantisation_and_answers_learns_and_scores_with_it(tmp_
     versions = json.loads((folder / "manifest.json").read_text())["versions"]
     assert versions["bitsandbytes"]
     scores = command("eval", folder, "--json").json["scores"]
-    assert scores == {name: row[-1] for name, row in zip(*(RunDirectory.open(folder).scores()[:2]), strict=True)}
+    kept = RunDirectory.open(folder).scores()
+    assert scores == {name: row[-1] for name, row in zip(kept.tasks, kept.matrix, strict=True)}
     answer = command("predict", folder, "alpha 1000?", "--json").json["prediction"]
     assert answer == predicted(folder)[0]
     command("export", folder, "--all-stages", tmp_path / "stages")
@@ -348,3 +350,13 @@ def test_a_kernel_without_gradients_is_not_used_on_processors_that_have_it(tiny_
     layers = [module for module in base.modules() if isinstance(module, modules.Linear4bit)]
     assert layers
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+    layer = modules.Linear4bit(256, 256, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to("cpu")
+    weight, given = layer.weight.data.clone(), torch.ones(2, 256, requires_grad=True)
+    with torch.no_grad(), suppress(RuntimeError):  # where the processor has no such kernel
+        layer.eval()(torch.ones(2, 256))
+    assert not torch.equal(layer.weight.data, weight)
+    quantization.use_kernels_with_gradients(layer.train())
+    assert torch.equal(layer.weight.data, weight)
+    layer(given).sum().backward()
+    assert given.grad.abs().sum() > 0
