@@ -87,10 +87,14 @@ def loading(config: ModelConfig, settings: Any, *, cpu: bool) -> dict[str, Any]:
     stored = stored_as(settings)
     if config.quantization is None and stored is None:
         return {}
+    import torch
     from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
-    options: dict[str, Any] = {"device_map": {"": PartialState(cpu=cpu).device}}
+    device = PartialState(cpu=cpu).device
+    if device.type == "cuda" and device.index is None:  # the trainer takes a GPU without a number for another one
+        device = torch.device("cuda", torch.cuda.current_device())
+    options: dict[str, Any] = {"device_map": {"": device}}
     if config.quantization is not None and stored is None:
         options["quantization_config"] = BitsAndBytesConfig(**arguments(config.quantization, config.dtype))
     return options
