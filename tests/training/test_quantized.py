@@ -18,7 +18,7 @@ from aimmerging import Aim, ContinualTrainer, Method, RehearsalSettings
 from aimmerging.commands.export import export
 from aimmerging.config import ModelConfig, deep_merge, resolve
 from aimmerging.errors import ConfigError
-from aimmerging.run.generation import generate
+from aimmerging.run.generation import depends_on_padding, generate
 from aimmerging.run.start import run
 from aimmerging.store import records
 from aimmerging.store.run_directory import RunDirectory
@@ -190,6 +190,25 @@ def test_a_base_that_is_stored_quantised_is_taken_as_it_is(tmp_path, kind):
         ConfigError, match=rf"is {other}, but the files of .* quantised already \({kind}\); set model.qua"
     ):
         _load_base(ModelConfig(name=str(stored), quantization=other), str(stored))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("int8", torch.float32), ("nf4", torch.bfloat16)])
+def test_answers_stay_in_batches_where_inputs_of_layers_are_large(tmp_path, kind, dtype):
+    """Roundings then depend on the rows of a batch, which is not what a model does that ignores padding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = save_family(tmp_path / "base", "llama")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    for name, value in model.named_parameters():
+        if "layernorm" in name:
+            value.data[:8] *= 8
+        elif "embed" not in name:
+            value.data *= 3
+    model.save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, quantization_config=bits_and_bytes(kind, str(dtype).removeprefix("torch."))
+    )
+    assert not depends_on_padding(model, Codec(AutoTokenizer.from_pretrained(base), False, 24, 4))
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

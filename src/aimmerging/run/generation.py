@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from aimmerging.core import metrics
 from aimmerging.data.tasks import Row
 from aimmerging.store.records import Prediction
-from aimmerging.training import sharing
+from aimmerging.training import quantization, sharing
 from aimmerging.training.encoding import Codec, padded
 from aimmerging.training.limits import ends_of
 from aimmerging.training.models import LoadedModel
@@ -117,7 +117,9 @@ def depends_on_padding(model: Any, codec: Codec) -> bool:
             model.generate(**_together(prompts, codec, model), **options).logits[0][0]
             for prompts in ([short], [short, long])
         )
-    part = max(_PART, 12 * torch.finfo(alone.dtype).eps)
+    # layers in 8 bit compute columns with large values otherwise, and which these are depends on the whole batch
+    coarse = torch.bfloat16 if quantization.stored_as(model.config) == "int8" else model.dtype
+    part = max(_PART, 12 * torch.finfo(coarse).eps)
     return bool((alone.float() - beside.float()).square().mean().sqrt() > part * alone.float().std())
 
 

@@ -91,7 +91,7 @@ def loading(config: ModelConfig, settings: Any, *, cpu: bool) -> dict[str, Any]:
     from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
-    device = PartialState(cpu=cpu).device
+    device: Any = PartialState(cpu=cpu).device
     if device.type == "cuda" and device.index is None:  # the trainer takes a GPU without a number for another one
         device = torch.device("cuda", torch.cuda.current_device())
     options: dict[str, Any] = {"device_map": {"": device}}
