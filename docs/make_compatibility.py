@@ -20,6 +20,8 @@ COLUMNS = {
     ("fp32", "1"): "fp32",
     ("bf16", "1"): "bf16",
     ("fp16", "1"): "fp16",
+    ("nf4", "1"): "nf4 base",
+    ("int8", "1"): "int8 base",
     ("fp32", "DDP"): "DDP, 2 processes",
     ("fp32", "FSDP"): "FSDP",
     ("fp32", "DeepSpeed"): "DeepSpeed",

@@ -47,6 +47,11 @@ class ModelConfig(Section):
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     adapter: str | None = Field(default=None, description="folder of a PEFT adapter to start from")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the base's weights")
+    quantization: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="nf4 or int8: the base's linear layers in 4 or 8 bit, as in QLoRA, with the extra "
+        "`aimmerging[quantized]`. docs/quantized.md",
+    )
     attention: str | None = Field(default=None, description="attn_implementation of transformers; default: its choice")
     chat_template: bool = Field(default=True, description="use the tokenizer's chat template where it has one")
 

@@ -1,7 +1,5 @@
 """Model families, each from its configuration's class: train, probe, merge, interrupt, go on, export, answer alone."""
 
-import shutil
-
 import pytest
 import torch
 from kill import differences, outcome
@@ -10,10 +8,10 @@ from safetensors.torch import load_file
 from sampling import sampled
 from short_runs import read_rows, settings, task_files
 from tiny_models import FAMILIES, save_family
+from whole_runs import answers_alone, killed_and_gone_on
 
 from aimmerging.commands.export import export
 from aimmerging.config import deep_merge, resolve
-from aimmerging.run import learning
 from aimmerging.run.generation import generate
 from aimmerging.run.start import run
 from aimmerging.store import records
@@ -44,25 +42,6 @@ def configuration(base, family):
     return resolve(values | {"evaluation": {"zero_shot": False}})
 
 
-def killed_and_gone_on(config, whole, folder, monkeypatch):
-    """The run again, its second task killed at step 6 and gone on with from the checkpoint of step 4."""
-    parted = shutil.copytree(whole, folder / "parted")
-    shutil.rmtree(RunDirectory.open(parted).stages[-1].path)
-    step_done = learning._StepDone.on_step_end
-
-    def kill(self, args, state, control, **kwargs):
-        step_done(self, args, state, control, **kwargs)
-        if state.global_step == 6:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(learning._StepDone, "on_step_end", kill)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, parted, base=folder)
-    assert [path.name for path in (parted / "working/02-beta").glob("step-*")] == ["step-000004"]
-    return run(config, parted, base=folder)
-
-
 def reloaded(base, folder, *, merged, seq2seq):
     """The export by transformers and PEFT alone."""
     from peft import PeftModel
@@ -71,17 +50,6 @@ def reloaded(base, folder, *, merged, seq2seq):
     kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     model = kind.from_pretrained(folder if merged else base)
     return (model if merged else PeftModel.from_pretrained(model, folder)).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-@torch.no_grad()
-def answers_alone(model, tokenizer, rows, *, seq2seq):
-    """One row after the other."""
-    found = []
-    for row in rows:
-        ids = tokenizer(row.input, return_tensors="pt")["input_ids"]
-        out = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)[0]
-        found.append(tokenizer.decode(out if seq2seq else out[ids.shape[1] :], skip_special_tokens=True).strip())
-    return found
 
 
 @pytest.mark.parametrize("family", sampled(FAMILIES, ("bart", "gpt2", "llama", "qwen3")))

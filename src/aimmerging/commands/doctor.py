@@ -11,7 +11,7 @@ from aimmerging.methods import build
 from aimmerging.run import gating, preflight, preparation, schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
-from aimmerging.training import trackers
+from aimmerging.training import quantization, trackers
 from aimmerging.training.precision import check_precision
 from aimmerging.training.progress import Progress
 
@@ -42,6 +42,7 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
     method = build(config)
     trackers.check_installed(config.training.report_to)
     check_precision(config.training, PartialState(cpu=config.training.device == "cpu").device)
+    quantization.check(config.model)
     stream = sources.task_stream(config, path.parent)
     known = config.model_copy(update={"single_task": "none"}) if config.single_task == "train" else config
     preparation.check_scorable(known, method, Path(), [(place, [task]) for place, task in enumerate(stream, 1)])

@@ -14,10 +14,14 @@ from aimmerging.data.tasks import Row
 from aimmerging.errors import ConfigError, ModelError, RunDirectoryError
 from aimmerging.run import kept_logits, sources
 from aimmerging.store import files
+from aimmerging.training import quantization
 from aimmerging.training.encoding import Collator
+from aimmerging.training.models import load_tokenizer
 from aimmerging.training.progress import Progress
 
 DTYPES = ("float32", "bfloat16", "float16")
+OF_INT8_ACTIVATIONS = 0.05
+"""Largest relative logit gap of a model merged from an int8 base: its layers no longer round their inputs to 8 bit."""
 
 
 class Gap(NamedTuple):
@@ -89,7 +93,10 @@ def export(
         temporary.mkdir(parents=True)
     try:
         gap = _written(learned, temporary, merged=merged, dtype=wish, progress=progress)
-        kind = Kind(merged, wish if merged else "float32", learned.loaded.codec.encoder_decoder)
+        kind = Kind(
+            merged, wish if merged else "float32", learned.loaded.codec.encoder_decoder, _quantization(learned),
+            gap.relative,
+        )  # fmt: skip
         files.write_text(temporary / CARD, model_card(learned.run, learned.stage, kind, licence))
         if to.exists():
             to.rmdir()
@@ -102,6 +109,7 @@ def export(
         "kind": named,
         "stage": learned.stage.path.name,
         "base": learned.config.model.name,
+        "quantization": _quantization(learned),
         "dtype": wish,
         "logit_gap": gap._asdict(),
     }
@@ -123,12 +131,15 @@ def _written(learned: Learned, folder: Path, *, merged: bool, dtype: str, progre
     if whole is not None:
         _refuse_other_weights(whole, found)
     allowed = tolerance(learned.config.model.dtype, dtype) if merged else tolerance("float32")
+    activations = _quantization(learned) == "int8"
+    if merged and activations:
+        allowed = max(allowed, OF_INT8_ACTIVATIONS)
     gap = _gap(wanted, _answer_logits(found, learned, rows))
     _refuse_gap(gap, allowed, "than the run", merged)
     trained = kept_logits.relative_gap(learned.stage, found, learned.loaded.codec)
     if trained is not None:
         # a device, or the precision of a kernel, may be another one than the training's
-        allowed = max(allowed, tolerance(learned.config.model.dtype))
+        allowed = max(allowed, tolerance(learned.config.model.dtype, "float16" if activations else "float32"))
         _refuse_gap(Gap(trained, trained, 1), allowed, "than the model had when it was trained", merged)
     return gap
 
@@ -159,9 +170,18 @@ def _refuse_other_weights(merged: Any, found: Any) -> None:
             )
 
 
+def _quantization(learned: Learned) -> str | None:
+    """Of the base as it is loaded."""
+    return quantization.stored_as(learned.loaded.settings)
+
+
 def _merged(learned: Learned, dtype: str, progress: Progress) -> Any:
-    """A fresh copy of the base with the adapter folded in: added up in float32 and rounded once."""
-    copy = load_stage(learned.config, learned.stage, progress).model.float()
+    """A fresh copy of the base with the adapter folded in: added up in float32 and rounded once.
+
+    A quantised base is taken back to plain weights first. PEFT would quantise the sum again, and with it the adapter.
+    """
+    plain = _quantization(learned) is not None
+    copy = load_stage(learned.config, learned.stage, progress, dequantized=plain).model.float()
     _untie(copy)
     whole = copy.merge_and_unload(safe_merge=True)
     for parameter in whole.parameters():
@@ -208,8 +228,17 @@ def _reload(folder: Path, learned: Learned, *, merged: bool, dtype: str, progres
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     kind = AutoModelForSeq2SeqLM if learned.loaded.codec.encoder_decoder else AutoModelForCausalLM
-    source = str(folder) if merged else sources.base_folder(learned.config.model, progress)
-    base = kind.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+    config, source = learned.config, str(folder)
+    # kernels of attention differ by roundings, which are none of the export's
+    options: dict[str, Any] = {"attn_implementation": config.model.attention} if config.model.attention else {}
+    if not merged:
+        source = sources.base_folder(config.model, progress)
+        settings, _ = load_tokenizer(config.model, source)
+        options |= quantization.loading(config.model, settings, cpu=config.training.device == "cpu")
+    base = kind.from_pretrained(
+        source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
+    )
+    quantization.use_kernels_with_gradients(base)
     model = base if merged else PeftModel.from_pretrained(base, str(folder))
     return model.to(learned.loaded.model.device).eval()
 

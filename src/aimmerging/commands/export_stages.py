@@ -42,8 +42,9 @@ def export_stages(run: Path, to: Path, *, max_lora_rank: int | None, licence: st
     try:
         with files.writing(to):
             for stage in stages:
+                kind = _kind(stage)._replace(quantization=opened.config.model.quantization)
                 shutil.copytree(stage.path / "adapter", temporary / stage.path.name)
-                files.write_text(temporary / stage.path.name / CARD, model_card(opened, stage, _kind(stage), licence))
+                files.write_text(temporary / stage.path.name / CARD, model_card(opened, stage, kind, licence))
             if to.exists():
                 to.rmdir()
             temporary.rename(to)

@@ -82,12 +82,13 @@ def load_learned(run: Path, progress: Progress, name: str | None = None) -> Lear
     return Learned(config, loaded, stage, opened, ranks)
 
 
-def load_stage(config: RunConfig, stage: Stage, progress: Progress) -> LoadedModel:
+def load_stage(config: RunConfig, stage: Stage, progress: Progress, *, dequantized: bool = False) -> LoadedModel:
     """The base with the stage's adapter, whose rank may differ from that of the trained one."""
     folder = stage.path / "adapter"
     read_adapter(folder)  # says what is wrong with a damaged file better than PEFT
     model = config.model.model_copy(update={"adapter": str(folder)})
-    return load_model(config.model_copy(update={"model": model}), sources.base_folder(config.model, progress))
+    folder = sources.base_folder(config.model, progress)
+    return load_model(config.model_copy(update={"model": model}), folder, dequantized=dequantized)
 
 
 def task_at(path: str, name: str | None, metric: str, columns: Mapping[str, str | None]) -> Task:

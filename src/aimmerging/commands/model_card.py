@@ -14,6 +14,7 @@ from aimmerging.core.metrics import DEFINITIONS
 from aimmerging.store import promotion
 from aimmerging.store.records import Manifest, Scores
 from aimmerging.store.run_directory import RunDirectory, Stage
+from aimmerging.training.quantization import arguments
 
 FILE = "README.md"
 _LIMITS = (
@@ -34,11 +35,15 @@ class Kind(NamedTuple):
         merged: base and adapter as one model; else the adapter alone.
         dtype: of the weights.
         encoder_decoder: kind of the base.
+        quantization: of the base that was trained on.
+        gap: of the export's logits from the run's own, relative to the largest.
     """
 
     merged: bool
     dtype: str
     encoder_decoder: bool
+    quantization: str | None = None
+    gap: float = 0.0
 
 
 def model_card(run: RunDirectory, stage: Stage, kind: Kind, licence: str | None = None) -> str:
@@ -59,7 +64,13 @@ def model_card(run: RunDirectory, stage: Stage, kind: Kind, licence: str | None 
         pipeline_tag=None if kind.encoder_decoder else "text-generation",
         tags=["aimmerging", "continual-learning", "lora", *([] if kind.merged else ["adapter"])],
     )
-    parts = [*_head(own, stage, kind, manifest), *_tasks(own), *_scores(own.scores()), *_memory(own)]
+    parts = [
+        *_head(own, stage, kind, manifest),
+        *_of_quantised(own, kind),
+        *_tasks(own),
+        *_scores(own.scores()),
+        *_memory(own),
+    ]
     parts += ["", "## Limits", "", *(f"- {limit}" for limit in _LIMITS), *_licence(licence)]
     parts += [*_configuration(own, manifest)]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(parts) + "\n"))
@@ -85,9 +96,31 @@ def _head(run: RunDirectory, stage: Stage, kind: Kind, manifest: Manifest | None
     what = f"The full model in {kind.dtype}, base and LoRA adapter merged" if kind.merged else "A LoRA adapter"
     yield from (f"# {base} after {count} task{'' if count == 1 else 's'}", "")
     yield f"{what}, trained on one task after the other with aimmerging."
-    yield from ("", f"- Base model: {base}" + (f" ({print_of})" if print_of else ""))
+    quantised = f", quantised to {kind.quantization}" if kind.quantization else ""
+    yield from ("", f"- Base model: {base}" + (f" ({print_of})" if print_of else "") + quantised)
     yield f"- Method: {run.config.method}, preset {run.config.preset}: {escape_markdown(entry['reference'])}"
     yield f"- Stage: {stage.record.index}, {escape_markdown(stage.record.task)}, {_state(stage)}"
+
+
+def _of_quantised(run: RunDirectory, kind: Kind) -> Iterator[str]:
+    """What holds for the export because its base was quantised."""
+    if kind.quantization is None:
+        return
+    yield from ("", "## The quantised base", "")
+    if kind.merged:
+        yield f"The base's weights in this folder are those of its {kind.quantization} quantisation, as {kind.dtype}."
+        yield f"Nothing here is quantised. Logits differ from those of the run by {kind.gap:.1%} of the largest."
+        return
+    yield "The adapter was trained on the quantised base, and the scores below are of the two together. On the base in"
+    yield "full precision, or quantised otherwise, it gives other answers."
+    if run.config.model.quantization is None:
+        yield "The base's own files hold the quantised weights."
+        return
+    dtype, auto = run.config.model.dtype, "AutoModelFor" + ("Seq2SeqLM" if kind.encoder_decoder else "CausalLM")
+    options = ", ".join(f"{key}={value!r}" for key, value in arguments(kind.quantization, dtype).items())
+    yield from ("Load the base as it was trained on:", "", "```python", f"quantized = BitsAndBytesConfig({options})")
+    yield f'base = {auto}.from_pretrained(BASE, dtype="{dtype}", quantization_config=quantized)'
+    yield from ("model = PeftModel.from_pretrained(base, ADAPTER)", "```")
 
 
 def _state(stage: Stage) -> str:

@@ -150,7 +150,8 @@ def export(
         options: dict[str, Any] = {"merged": merged, "dtype": dtype, "stage": stage, "licence": licence}
         written = _export_one(run_dir, to, rank, push, private=private, **options)
         gap = written["logit_gap"]
-        text = f"{written['kind']} of base {written['base']} written to {written['to']}\n"
+        quantised = f", quantised to {written['quantization']}," if written["quantization"] else ""
+        text = f"{written['kind']} of base {written['base']}{quantised} written to {written['to']}\n"
         text += f"largest logit gap {gap['largest']:.2e} ({gap['relative']:.1e} of the largest), {gap['rows']} rows"
         text += f"\nuploaded to {written['hub']}" if push is not None else ""
     if as_json:

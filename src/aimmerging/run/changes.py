@@ -12,6 +12,7 @@ from aimmerging.run import stage_writer
 from aimmerging.store import records, run_directory
 from aimmerging.store.records import AcceptedChange, Manifest
 from aimmerging.store.run_directory import RunDirectory
+from aimmerging.training import quantization
 from aimmerging.training.models import LoadedModel
 
 ACCEPTABLE = (
@@ -33,6 +34,7 @@ ACCEPTABLE = (
 """Parts of the configuration that a run may change on its way: they decide how it is computed or judged."""
 DECIDING = ("python", "aimmerging", "torch", "transformers", "peft", "accelerate")
 """Libraries whose release may change a result; a run does not go on with another one unless told to."""
+_VERSION = "version of "
 _SHOWN = 12
 """Digits of a hash that tell two apart."""
 
@@ -155,14 +157,13 @@ def _flatten(config: RunConfig) -> dict[str, Any]:
     return flat
 
 
-def version_changes(manifest: Manifest | None) -> list[Change]:
+def version_changes(manifest: Manifest | None, config: RunConfig) -> list[Change]:
     """Libraries that have another release than the run was made with."""
     if manifest is None:
         return []
     old, new = manifest.versions, stage_writer.installed_versions()
-    return [
-        Change(f"version of {name}", old.get(name), new[name], True) for name in DECIDING if old.get(name) != new[name]
-    ]
+    names = (*DECIDING, *([quantization.PACKAGE] if config.model.quantization else []))
+    return [Change(_VERSION + name, old.get(name), new[name], True) for name in names if old.get(name) != new[name]]
 
 
 def base_changes(manifest: Manifest | None, loaded: LoadedModel) -> list[Change]:
@@ -185,7 +186,7 @@ def accept(run: RunDirectory, config: RunConfig, changes: Sequence[Change]) -> N
     """Write accepted changes into config.yaml and manifest.json, which keeps them all with their dates."""
     keys = {change.key for change in changes}
     sections = {part: getattr(config, part) for part in ("checkpoint", "evaluation", "gate", "model", "training")}
-    if keys - {f"version of {name}" for name in DECIDING}:
+    if any(not key.startswith(_VERSION) for key in keys):
         run_directory.save_config(run.path, run.config.model_copy(update=sections))
     manifest = run.manifest()
     if manifest is None:

@@ -20,7 +20,7 @@ from aimmerging.run.scoring import EvaluationSet
 from aimmerging.store import promotion, run_directory
 from aimmerging.store.records import Manifest
 from aimmerging.store.run_directory import RunDirectory
-from aimmerging.training import trackers
+from aimmerging.training import quantization, trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.models import LoadedModel, load_model
 from aimmerging.training.precision import check_precision
@@ -67,6 +67,7 @@ class Setting:
         """
         task_config = for_one_task(config, overrides)
         trackers.check_installed(task_config.training.report_to)
+        quantization.check(task_config.model)
         ranks = PartialState(cpu=task_config.training.device == "cpu")
         check_precision(task_config.training, ranks.device)
         told = progress or Progress()
@@ -205,7 +206,7 @@ def load(setting: Setting, todo: Todo, sets: Sequence[Task]) -> LoadedModel:
     config, out = setting.config, setting.out
     run = RunDirectory.open(out) if run_directory.is_run(out) else None
     manifest = run.manifest() if run else None
-    other_versions = changes.version_changes(manifest)
+    other_versions = changes.version_changes(manifest, config)
     changes.refuse_changes(out, other_versions, accept=setting.accept)
     with setting.ranks.main_process_first():
         folder = sources.base_folder(config.model, setting.progress)

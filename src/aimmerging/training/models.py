@@ -14,6 +14,7 @@ from aimmerging.config import LoraSection, ModelConfig, RunConfig
 from aimmerging.data.tasks import Row
 from aimmerging.data.text_files import parse_json, read_text
 from aimmerging.errors import ModelError
+from aimmerging.training import quantization
 from aimmerging.training.adapters import check_attached
 from aimmerging.training.encoding import IGNORED, Codec
 from aimmerging.training.fingerprint import fingerprint
@@ -48,16 +49,20 @@ class LoadedModel:
     fresh: dict[str, Any]
 
 
-def load_model(config: RunConfig, folder: str) -> LoadedModel:
+def load_model(config: RunConfig, folder: str, *, dequantized: bool = False) -> LoadedModel:
     """Load base and tokenizer from `folder` (or the hub) and attach the adapter of the configuration.
 
+    `dequantized` turns a quantised base into one of plain float32 layers.
+
     Raises:
+        ConfigError: the base's quantisation cannot be had.
         ModelError: missing, without safetensors, of an unknown kind, without tokenizer, or the adapter does not fit.
     """
     import torch
     from transformers import set_seed
 
-    base, tokenizer = _load_base(config.model, folder)
+    base, tokenizer = _load_base(config.model, folder, cpu=config.training.device == "cpu")
+    base = quantization.dequantized(base) if dequantized else base
     base_config = base.config
     set_seed(config.seed)
     model = _attach(base, config.lora, config.model.adapter)
@@ -67,8 +72,7 @@ def load_model(config: RunConfig, folder: str) -> LoadedModel:
             parameter.data = parameter.data.to(torch.float32)
     codec = codec_of(config, base.config, tokenizer, base.generation_config)
     _check_answer_start(base, codec, config.model.name)
-    revision = getattr(base.config, "_commit_hash", None)
-    prints = fingerprint(codec, base.generation_config)
+    revision, prints = getattr(base_config, "_commit_hash", None), fingerprint(codec, base.generation_config)
     return LoadedModel(model, codec, base_config, revision, _hash_folder(Path(folder)), prints, adapter_state(model))
 
 
@@ -133,6 +137,7 @@ def load_tokenizer(config: ModelConfig, folder: str) -> tuple[Any, Any]:
 
     Raises:
         ModelError: one of the two is missing or damaged.
+        ConfigError: the base's quantisation cannot be had.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -143,6 +148,7 @@ def load_tokenizer(config: ModelConfig, folder: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         tokenizer("its settings are read when it is used first")
         words = len(tokenizer) - len(tokenizer.all_special_ids)
+    quantization.check(config, settings)
     _check_generation_config(Path(folder))
     if words < 2:
         # where T5's files are missing, transformers makes up a tokenizer of nothing but special tokens
@@ -180,14 +186,15 @@ def load_generation(config: ModelConfig, folder: str, settings: Any) -> Any:
         return GenerationConfig.from_model_config(settings)
 
 
-def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
-    """The frozen base on the CPU and its tokenizer."""
+def _load_base(config: ModelConfig, folder: str, *, cpu: bool = False) -> tuple[Any, Any]:
+    """The frozen base and its tokenizer, on the CPU; a quantised base where it is used."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     settings, tokenizer = load_tokenizer(config, folder)
     kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
     options: dict[str, Any] = {"attn_implementation": config.attention} if config.attention else {}
+    options |= quantization.loading(config, settings, cpu=cpu)
     with _loading(config):
         base, found = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues] - a pair, for loading info
             folder,
@@ -198,6 +205,7 @@ def _load_base(config: ModelConfig, folder: str) -> tuple[Any, Any]:
             output_loading_info=True,
             **options,
         )
+    quantization.use_kernels_with_gradients(base)
     start = (base.generation_config.decoder_start_token_id, base.generation_config.bos_token_id)
     if settings.is_encoder_decoder and start == (None, None):
         raise ModelError(f"model {config.name!r} does not say how an answer begins; set decoder_start_token_id in its "

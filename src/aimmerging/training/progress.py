@@ -61,12 +61,14 @@ class Progress:
 
 def quiet_libraries() -> None:
     """Silence transformers, whose bars this progress replaces, and what PEFT says that nobody can act on."""
+    import logging
     import warnings
 
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
     set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # that 8-bit layers compute in float16 is documented
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     # PEFT asks the hub for the base whenever it reads an adapter; whether embeddings are trained is known here
     warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file in")

@@ -18,7 +18,7 @@ import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from aimmerging.errors import ModelError
-from aimmerging.training import answer_counts, costs, guard, trackers
+from aimmerging.training import answer_counts, costs, guard, quantization, trackers
 from aimmerging.training.adapters import check_plain_lora
 from aimmerging.training.answer_logits import prepare_for_compile
 from aimmerging.training.distillation import AnswerLogits
@@ -113,6 +113,7 @@ class ContinualMixin(TrainerHooks):
         for name, used in (("DeepSpeed", trainer.is_deepspeed_enabled), ("FSDP", trainer.is_fsdp_enabled)):
             if used:
                 raise ModelError(f"{name} is not supported: training of sharded weights is untested; use DDP")
+        quantization.use_kernels_with_gradients(trainer.model)
         # an encoder-decoder's loss is a mean over the micro-batch, although its forward takes any keyword
         returns_mean = trainer.model.config.is_encoder_decoder or not trainer.model_accepts_loss_kwargs
         self._weighs_loss = returns_mean and trainer.compute_loss_func is None
