@@ -10,6 +10,7 @@ import compatibility
 import hypothesis
 import pytest
 import torch
+from accelerate import PartialState
 from tiny_models import save_llama, save_t5
 
 torch.set_num_threads(1)
@@ -27,6 +28,13 @@ def tiny_t5(tmp_path_factory) -> Path:
 def tiny_llama(tmp_path_factory) -> Path:
     """Folder of a random one-layer Llama and its tokenizer, without a chat template."""
     return save_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(autouse=True)
+def any_device():
+    """accelerate keeps the first device of a process; where there is a GPU, each test may take another one."""
+    if torch.cuda.is_available():
+        PartialState._reset_state()
 
 
 @pytest.fixture

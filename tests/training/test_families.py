@@ -92,8 +92,9 @@ def test_half_precision_learns_merges_and_goes_on_as_without_a_stop(
     plain = configuration(base, family).model_dump(mode="json")
     plain["rehearsal"] |= {"placement": placement, "share": 0.5 if placement == "step" else None}
     plain["controller"] |= {"merge": True}
-    single = run(resolve(plain), tmp_path / "single", base=tmp_path)
     config = resolve(deep_merge(plain, setting.run))
+    plain["training"] |= {"device": config.training.device}
+    single = run(resolve(plain), tmp_path / "single", base=tmp_path)
     whole = run(config, tmp_path / "whole", base=tmp_path)
     stages = [RunDirectory.open(folder).stages for folder in (single, whole)]
     costs = [[(stage.record.costs.task_rows, stage.record.costs.memory_rows) for stage in found] for found in stages]

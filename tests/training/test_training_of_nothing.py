@@ -63,6 +63,22 @@ def test_a_warm_up_begins_at_0_and_is_no_error(tiny_llama, tmp_path):
     assert begun.unmoved is None
 
 
+def test_steps_that_the_loss_scale_passes_over_prove_nothing(tiny_llama, tmp_path):
+    scaled = trainer(tiny_llama, tmp_path, max_grad_norm=0)  # on a CPU accelerate would clip what is not unscaled yet
+    # as accelerate has it for fp16 on a GPU: the first steps overflow until the scale has fallen far enough
+    scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-60)
+    scaled.train()
+    assert scaled.accelerator.scaler.get_scale() < 2.0**100
+    assert scaled.unmoved is None
+
+
+def test_steps_that_are_all_passed_over_are_an_error_at_the_end(tiny_llama, tmp_path):
+    scaled = trainer(tiny_llama, tmp_path)
+    scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.99)
+    with pytest.raises(TrainingError, match=r"no weight moved in 4 steps: .* passed over"):
+        scaled.train()
+
+
 def test_the_cure_of_a_rate_that_is_too_small_works(tiny_llama, tmp_path):
     trainer(tiny_llama, tmp_path, learning_rate=1e-3).train()
 

@@ -1,6 +1,6 @@
 """What happens when training comes to NaN or infinity: it stops by name, or the step is passed over and recorded."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,16 +56,39 @@ def check_step(session: "Session", loss: Tensor, what: str, step: int, *numbers:
     return read
 
 
+class Start(NamedTuple):
+    """What the first step that moves a weight is known by.
+
+    Attributes:
+        adapter: the adapter as it was before the first step.
+        scale: the loss scale before the next step, which falls with every step that fp16 passes over; else None.
+    """
+
+    adapter: list[Tensor]
+    scale: float | None
+
+    @classmethod
+    def of(cls, session: "Session") -> "Start":
+        """Before the first step of a training."""
+        return cls([value.detach().clone() for value in session.adapter], _loss_scale(session))
+
+
+def _loss_scale(session: "Session") -> float | None:
+    """The factor that fp16 multiplies the loss with; None in other precisions."""
+    scaler = session.trainer.accelerator.scaler
+    return None if scaler is None else float(scaler.get_scale())
+
+
 @torch.no_grad()
-def check_moved(session: "Session", start: list[Tensor] | None) -> list[Tensor] | None:
+def check_moved(session: "Session", start: Start | None) -> Start | None:
     """Look whether the first optimizer step that could move a weight has moved one.
 
     A step at a rate of 0, as a warm-up begins with, and one that was passed over prove nothing; the next one is looked
-    at then.
+    at then. That fp16 passed a step over is seen in its loss scale: accelerate does not know it of a fused optimizer.
 
     Args:
         session: right after an optimizer step.
-        start: the adapter as it was before the first one; None once a weight has moved.
+        start: from before the first one; None once a weight has moved.
 
     Returns:
         what to give with the next step.
@@ -75,16 +98,17 @@ def check_moved(session: "Session", start: list[Tensor] | None) -> list[Tensor] 
     """
     if start is None:
         return None
-    pairs = zip(session.adapter, start, strict=True)
+    pairs = zip(session.adapter, start.adapter, strict=True)
     moved = any(float((now - before).abs().max()) > _STILL for now, before in pairs if now.numel())
     [anywhere] = session.sum_over_ranks(float(moved))
     if anywhere:
         return None
-    passed_over = session.trainer.accelerator.optimizer_step_was_skipped or any(
+    scale = _loss_scale(session)
+    passed_over = (scale is not None and start.scale is not None and scale < start.scale) or any(
         event["kind"] == "skipped" and event["step"] == session.step for event in session.events
     )
     if passed_over or not session.learning_rate:
-        return start
+        return start._replace(scale=scale)
     raise TrainingError(
         f"no weight moved in step {session.step}, at a learning rate of {session.learning_rate:.1e}: the rate is too "
         "small for the weights, or no gradient reaches them; set a larger training.learning_rate, check that the rows "
@@ -92,7 +116,7 @@ def check_moved(session: "Session", start: list[Tensor] | None) -> list[Tensor] 
     )
 
 
-def check_trained(session: "Session", start: list[Tensor] | None) -> None:
+def check_trained(session: "Session", start: Start | None) -> None:
     """Refuse the end of a training in which no weight ever moved.
 
     Raises:

@@ -4,7 +4,7 @@ One process alone does all of it, in the same batches as without this module. Nu
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -86,12 +86,23 @@ def summed(values: Sequence[Tensor | float], accelerator: Any) -> list[float]:
         values: scalars, of the host or the device.
         accelerator: of accelerate.
     """
-    alone = accelerator.num_processes == 1
-    if alone and not any(isinstance(value, Tensor) for value in values):
-        return [*values]  # pyright: ignore[reportReturnType] - none is a tensor
-    device = accelerator.device
-    packed = torch.stack([torch.as_tensor(value, dtype=wide(device), device=device) for value in values])
-    return (packed if alone else accelerator.reduce(packed, "sum")).tolist()
+    device, alone = accelerator.device, accelerator.num_processes == 1
+
+    def away(value: Tensor | float) -> TypeGuard[Tensor]:
+        return isinstance(value, Tensor) and value.device.type == device.type
+
+    packed = [value.to(wide(device)) for value in values if away(value)]
+    count = len(packed)
+    # what lies on the host stays there where nothing is added to it: the host waits for a copy to a GPU too
+    here = [float(value) for value in values if not away(value)]
+    if alone and not packed:
+        return here
+    if not alone:
+        packed += torch.tensor(here, dtype=wide(device)).to(device, non_blocking=True)
+    together = torch.stack(packed)
+    read = (together if alone else accelerator.reduce(together, "sum")).tolist()
+    sums_away, sums_here = iter(read[:count]), iter(here if alone else read[count:])
+    return [next(sums_away if away(value) else sums_here) for value in values]
 
 
 def wide(device: torch.device) -> torch.dtype:

@@ -46,7 +46,7 @@ class _MethodCallback(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
         if not state.global_step:
             self.trainer.method.before_task(session)
-            self.trainer.unmoved = [value.detach().clone() for value in session.adapter]
+            self.trainer.unmoved = guard.Start.of(session)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate the step used, before the schedule moves on."""
@@ -131,7 +131,7 @@ class ContinualMixin(TrainerHooks):
         if trainer.args.torch_compile and settings.answer_only_logits:
             prepare_for_compile(self.session.model)
         self.session.in_step.joint = super().compute_loss.__func__ is Trainer.compute_loss  # pyright: ignore[reportAttributeAccessIssue]
-        self.unmoved: list[torch.Tensor] | None = None
+        self.unmoved: guard.Start | None = None
         self._next_token_checked = False
         self._micro_losses: list[torch.Tensor] = []
         self._loss = math.nan
