@@ -49,4 +49,20 @@ def test_a_test_that_fails_loses_its_cell_and_others_keep_theirs(tmp_path, monke
     records = json.loads((tmp_path / "records.json").read_text())
     assert [record["test"] for record in records] == ["c", "b"]
     lines = [line for line in maker.render(records).splitlines() if line.startswith("| `aimmerging run`")]
-    assert lines == ["| `aimmerging run` | llama | tested | – | – | – | – | refused |"]
+    [line] = lines
+    assert line.startswith("| `aimmerging run` | llama | tested | –")
+    assert line.endswith("| – | refused |")
+
+
+def test_what_was_written_on_a_gpu_stays_when_the_test_runs_on_a_cpu(tmp_path, monkeypatch, maker):
+    monkeypatch.setattr(compatibility, "RECORDS", tmp_path / "records.json")
+    here, there = (compatibility.record("run", "llama", state=state) for state in ("tested", "on a GPU"))
+    for gpu, cell in ((True, there), (False, here)):
+        monkeypatch.setattr(compatibility.torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        compatibility.keep([report("a", [cell])])
+    records = json.loads((tmp_path / "records.json").read_text())
+    assert "| `aimmerging run` | llama | tested, on a GPU |" in maker.render(records)
+    compatibility.keep([report("a", [], passed=False)])
+    assert "| `aimmerging run` | llama | on a GPU |" in maker.render(
+        json.loads((tmp_path / "records.json").read_text())
+    )

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 RECORDS = Path(__file__).parents[2] / "docs" / "compatibility.json"
 KEY = "covers"
 
@@ -26,10 +28,13 @@ def of_report(report) -> list[dict[str, str]]:
 
 
 def keep(reports) -> None:
-    """Put the cells of tests that have run in the places of those that they wrote before."""
+    """Put the cells of tests that have run in the places of those that they wrote before.
+
+    What a test wrote on a GPU stays when it runs on a CPU, and the other way round.
+    """
     found = [cell for report in reports for cell in of_report(report)]
-    run = {report.nodeid for report in reports if report.when == "call"}
+    run = {(report.nodeid, torch.cuda.is_available()) for report in reports if report.when == "call"}
     old = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.exists() else []
-    kept = [cell for cell in old if cell["test"] not in run]
+    kept = [cell for cell in old if (cell["test"], cell["state"] == "on a GPU") not in run and cell not in found]
     cells = sorted([*kept, *found], key=json.dumps)
     RECORDS.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
