@@ -104,4 +104,6 @@ class TrainerHooks:
         dataset = trainer.train_dataset if train_dataset is None else train_dataset
         if not window or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)  # pyright: ignore[reportAttributeAccessIssue]
-        return length_batches.sampler(trainer, dataset, window)
+        order = length_batches.sampler(trainer, dataset, window)
+        trainer.session.in_step.task_order = order
+        return order

@@ -1,12 +1,15 @@
-"""Batches of task rows and memory rows: which memory rows join which micro-batch of a step, and how they do."""
+"""Batches of task rows and memory rows: which memory rows join which step and micro-batch, and how they do."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from aimmerging.core.memory import MemoryRef
 from aimmerging.errors import ConfigError
 from aimmerging.training import answer_counts
 from aimmerging.training.distillation import AnswerLogits
@@ -30,6 +33,59 @@ class MemoryBatch(NamedTuple):
     def stored(self) -> list[float]:
         """Their losses when they were stored; NaN where it is not known."""
         return [math.nan if row is None else row.loss for row in self.answers]
+
+
+def deal(
+    drawn: Sequence[Sequence[MemoryRef]], length: Callable[[MemoryRef], int], rows: Sequence[Sequence[int]]
+) -> list[list[MemoryRef]]:
+    """Exchange memory rows among the steps of a window, so that they join task rows of their length.
+
+    Each step keeps the number of its rows of each past task. Its task rows, from short to long, are cut into as many
+    parts as it has memory rows, and each part is joined by one. The longest memory row is dealt first, to the part that
+    it fits best. A step gets no row twice while another one can take it.
+
+    Args:
+        drawn: rows of each step, in their turn.
+        length: tokens of a row.
+        rows: tokens of the task's rows in each step, ascending.
+
+    Returns:
+        the rows of each step; together they are the same.
+    """
+    left = [Counter(ref.task for ref in step) for step in drawn]
+    parts = [_parts(own, len(step)) for own, step in zip(rows, drawn, strict=True)]
+    dealt: list[list[MemoryRef]] = [[] for _ in drawn]
+    for ref in sorted(chain.from_iterable(drawn), key=length, reverse=True):
+        tokens = length(ref)
+        _, _, step, place = min(
+            (dealt[step].count(ref), part.padding(tokens), step, place)
+            for step, free in enumerate(parts)
+            if left[step][ref.task]
+            for place, part in enumerate(free)
+        )
+        dealt[step].append(ref)
+        left[step][ref.task] -= 1
+        parts[step].pop(place)
+    return dealt
+
+
+class _Part(NamedTuple):
+    """Task rows of a step that follow one another in length: tokens of the longest, and how many rows."""
+
+    width: int
+    rows: float
+
+    def padding(self, tokens: int) -> float:
+        """What joining adds beside a row's own tokens."""
+        return self.width - tokens if tokens <= self.width else (tokens - self.width) * self.rows
+
+
+def _parts(rows: Sequence[int], count: int) -> list[_Part]:
+    """The rows, ascending, in so many parts of about equal size; where there are no rows, parts of nothing."""
+    if not rows:
+        return [_Part(0, 0.0)] * count
+    ends = (-(-(part + 1) * len(rows) // count) - 1 for part in range(count))
+    return [_Part(rows[end], len(rows) / count) for end in ends]
 
 
 def spread(lengths: Sequence[int], rows: Sequence[int], widths: Sequence[int], most: int) -> list[list[int]]:

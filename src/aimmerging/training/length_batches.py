@@ -6,7 +6,7 @@ short to long, a step has rows of several lengths, and its rows do not depend on
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from random import Random
 from typing import Any
@@ -77,6 +77,7 @@ class LengthBatches(Sampler[int]):
         seed: of all epochs.
         epoch: gives the number of the epoch; asked when one begins, so that a resumed epoch has the same order.
             `set_epoch` would not do: the loader that skips rows already learned does not pass it on.
+        known: the order of the epoch that was asked for last, by its number.
     """
 
     lengths: Sequence[Length]
@@ -84,12 +85,35 @@ class LengthBatches(Sampler[int]):
     window: int
     seed: int
     epoch: Callable[[], int]
+    known: dict[int, list[int]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.lengths, self.step, self.window, f"{self.seed}/{self.epoch()}"))
+        return iter(self.order(self.epoch()))
+
+    def order(self, epoch: int) -> list[int]:
+        """Places of all rows in the order of an epoch."""
+        if epoch not in self.known:
+            self.known.clear()
+            self.known[epoch] = epoch_order(self.lengths, self.step, self.window, f"{self.seed}/{epoch}")
+        return self.known[epoch]
+
+    def window_of(self, step: int) -> tuple[int, list[list[int]]]:
+        """The optimizer steps that exchange rows with one of them.
+
+        Args:
+            step: of the training, from 0.
+
+        Returns:
+            the first of these steps, and the tokens of the rows of each, ascending.
+        """
+        epoch, place = divmod(step, -(-len(self.lengths) // self.step))
+        first, order = place - place % self.window, self.order(epoch)
+        starts = range(first * self.step, min((first + self.window) * self.step, len(order)), self.step)
+        rows = [order[start : start + self.step] for start in starts]
+        return step - place + first, [sorted(self.lengths[row][0] for row in part) for part in rows]
 
 
 def sampler(trainer: Any, dataset: Any, steps: int) -> LengthBatches:

@@ -26,7 +26,8 @@ from aimmerging.core.signals import row_losses, token_losses
 from aimmerging.errors import ConfigError
 from aimmerging.training import sharing
 from aimmerging.training.distillation import AnswerLogits, distillation_loss
-from aimmerging.training.joint_batches import MemoryBatch, only_rows, spread
+from aimmerging.training.joint_batches import MemoryBatch, deal, only_rows, spread
+from aimmerging.training.length_batches import LengthBatches
 from aimmerging.training.method import Method
 from aimmerging.training.rehearsal_checks import check_logits_compare, check_losses_kept
 from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
@@ -89,6 +90,8 @@ class StepRehearsal:
 
     Attributes:
         session: that it belongs to.
+        task_order: of the task's rows, where steps exchange rows; None where they do not.
+        dealt: first step of the window in use and the memory rows of its steps; None before.
         weight: w in use.
         measured: step before which `norm_ratio` was last measured; None before.
         joint: whether the trainer's loss leaves the model's logits, with their gradients, to a joint computation.
@@ -110,6 +113,8 @@ class StepRehearsal:
     """
 
     session: "Session" = field(repr=False)
+    task_order: LengthBatches | None = None
+    dealt: tuple[int, list[list[MemoryRef]]] | None = None
     weight: float = 1.0
     measured: int | None = None
     joint: bool = True
@@ -181,7 +186,7 @@ class StepRehearsal:
         self.loss, self.joint_loss, self.drifts, self.unlabelled = 0.0, 0.0, [], 0
         if not self.active:
             return batches
-        refs = self.session.own(memory.draw_places(self.session.sizes, self._places(), self.settings.seed))
+        refs = self.session.own(self._drawn())
         found = list(islice(batches, count))
         sizes = [len(batch["input_ids"]) for batch in found]
         left = [list(range(size)) for size in sizes]
@@ -209,13 +214,32 @@ class StepRehearsal:
         """
         if not found:
             return []
-        features = self.session.features
-        lengths = [len(features[ref.task][ref.row]["input_ids"]) for ref in refs]
+        lengths = [self._length(ref) for ref in refs]
         rows = [len(batch["input_ids"]) for batch in found]
         widths = [batch["input_ids"].shape[1] for batch in found]
         added = 0 if self.settings.budget == "within" else -(-len(refs) // len(found))
         most = (size + added) * max([*widths, self.longest])
         return [[refs[place] for place in part] for part in spread(lengths, rows, widths, most)]
+
+    def _drawn(self) -> list[MemoryRef]:
+        """The step's memory rows, of all processes: those of its turn, exchanged among steps that exchange task rows.
+
+        How many rows later steps have is known of a constant share alone.
+        """
+        session, share, seed = self.session, self.settings.share, self.settings.seed
+        if self.task_order is None or isinstance(share, tuple):
+            return memory.draw_places(session.sizes, self._places(), seed)
+        self.share = share
+        first, rows = self.task_order.window_of(session.step)
+        if self.dealt is None or self.dealt[0] != first:
+            places = (memory.step_places(share * session.batch_size, first + later) for later in range(len(rows)))
+            drawn = [memory.draw_places(session.sizes, part, seed) for part in places]
+            self.dealt = first, deal(drawn, self._length, rows)
+        return self.dealt[1][session.step - first]
+
+    def _length(self, ref: MemoryRef) -> int:
+        """Tokens of a memory row."""
+        return len(self.session.features[ref.task][ref.row]["input_ids"])
 
     def _places(self) -> range:
         """Of the step's memory rows in the sequence of draws."""
