@@ -34,7 +34,9 @@ class RehearsalSettings:
         on_nonfinite: what NaN or infinity in a loss or gradient leads to, see TrainingConfig.
         answer_only_logits: compute logits only where a label counts, on the task too, see TrainingConfig.
         length_window: optimizer steps on the task that exchange rows, so that those of similar length share a
-            micro-batch; above 0 the rows of a rehearsal step are sorted too. 0 leaves the order to the trainer.
+            micro-batch; above 0 the rows of a rehearsal step are sorted too, and inside the step memory rows are
+            exchanged among the same steps, see :func:`aimmerging.training.joint_batches.deal`. 0 leaves the order to
+            the trainer, and to the turns of the memory rows.
         placement: `interval`, in steps of their own whenever the method says so; `step`, inside every task step; None,
             as the method has it by default: `step` for AIMMerging without merges, else `interval`.
         share: with `step`, memory rows for each row of a step's batch; a pair: between these two, as the forgetting
