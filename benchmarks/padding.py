@@ -2,8 +2,8 @@
 
     python -m benchmarks.padding
 
-Rows of 18 to 170 tokens, evenly spread; steps of `--batch` rows in micro-batches of `--micro`, `--share` memory rows for
-each task row; means over 30 seeds of 64 steps. Positions are in units of the same steps without memory rows.
+Rows of 18 to 170 tokens, evenly spread; steps of `--batch` rows in micro-batches of `--micro`, `--share` memory rows
+for each task row; means over 30 seeds of 64 steps. Positions are in units of the same steps without memory rows.
 """
 
 import argparse

@@ -98,7 +98,7 @@ class TrainingConfig(Section):
         default=0,
         ge=0,
         description="less padding: the rows of this many steps of the shuffled order are put into groups of similar "
-        "length, and each step gets four groups at random and sorts its rows. Memory rows inside the step are exchanged "
+        "length, and each step gets four groups at random and sorts its rows. Memory rows inside the step swap places "
         "among the same steps. An epoch keeps the same rows. 0: as shuffled",
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
