@@ -18,18 +18,38 @@ class GeneralSource:
         name: of the set, for reports and for `gate.floors`; no task has it.
         path: a JSON, JSONL, CSV or Parquet file of rows, as a task's test split has them. Relative paths start at the
             folder of the configuration.
-        metric: one of :data:`aimmerging.core.metrics.METRICS`.
-        columns: as a task's.
+        metric: one of :data:`aimmerging.core.metrics.METRICS`; of a file.
+        columns: as a task's; of a file.
+        harness: in place of `path`, a task of lm-evaluation-harness, with the extra `aimmerging[harness]`.
+            docs/monthly_update.md
+        folder: where the YAML of `harness` lies, if it is not one of lm-eval's own tasks.
+        max_test: the first rows of `harness` that are scored; None = all.
     """
 
     name: str
-    path: str
+    path: str = ""
     metric: str = "exact_match"
     columns: Mapping[str, str | None] = field(default_factory=dict)
+    harness: str | None = None
+    folder: str | None = None
+    max_test: int | None = None
+
+    def problems(self) -> list[str]:
+        """What does not go together."""
+        found: list[str] = []
+        if bool(self.path) == bool(self.harness):
+            found.append("give either `path`, a file of rows, or `harness`, a task of lm-evaluation-harness")
+        elif self.harness and (self.columns or self.metric != "exact_match"):
+            found.append("a task of lm-evaluation-harness has its own metric and columns; drop `metric` and `columns`")
+        elif self.path and (self.folder or self.max_test is not None):
+            found.append("`folder` and `max_test` are of a task of lm-evaluation-harness; drop them beside `path`")
+        if self.max_test is not None and self.max_test < 1:
+            found.append(f"max_test is {self.max_test}; give 1 or more, or leave it out to score all rows")
+        return [f"evaluation.general {self.name!r}: {problem}" for problem in found]
 
 
 def load_general(sources: Sequence[GeneralSource], base: Path, tasks: Sequence[str] = ()) -> list[Task]:
-    """Read the sets, each as a task without training rows.
+    """Check all sets, and read those of files, each as a task without training rows.
 
     Args:
         sources: with different names.
@@ -48,7 +68,9 @@ def load_general(sources: Sequence[GeneralSource], base: Path, tasks: Sequence[s
     for source in sources:
         own, notes = Problems(), Problems()
         check_name_and_metric(f"evaluation.general {source.name!r}", source.name, source.metric, own)
-        problems += own.listed()
+        problems += [*own.listed(), *source.problems()]
+        if not source.path:
+            continue
         try:
             rows = tuple(load_rows(base / source.path, source.columns, notes=notes, name=source.name))
         except DataError as error:

@@ -8,7 +8,7 @@ from aimmerging.config import RunConfig
 from aimmerging.data.general import GeneralSource
 from aimmerging.data.tasks import Task
 from aimmerging.errors import RunDirectoryError
-from aimmerging.run import stage_writer
+from aimmerging.run import harness, stage_writer
 from aimmerging.store import records, run_directory
 from aimmerging.store.records import AcceptedChange, Manifest
 from aimmerging.store.run_directory import RunDirectory
@@ -163,6 +163,7 @@ def version_changes(manifest: Manifest | None, config: RunConfig) -> list[Change
         return []
     old, new = manifest.versions, stage_writer.installed_versions()
     names = (*DECIDING, *([quantization.PACKAGE] if config.model.quantization else []))
+    names += (harness.PACKAGE,) if harness.sources(config.evaluation) else ()
     return [Change(_VERSION + name, old.get(name), new[name], True) for name in names if old.get(name) != new[name]]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from aimmerging.config import RunConfig
 from aimmerging.data.tasks import Task
 from aimmerging.errors import RunDirectoryError
+from aimmerging.run import harness
 from aimmerging.run.gating import Compared
 from aimmerging.run.scoring import EvaluationSet, Predictions, Scorer, points_of
 from aimmerging.run.scoring import save_predictions as save
@@ -29,6 +30,7 @@ def to_score(config: RunConfig, out: Path, loaded: Sequence[Task] | None) -> lis
     Raises:
         RunDirectoryError: a set has other rows or another metric than it was scored with, or it is not kept and not
             loaded.
+        ConfigError: lm-eval cannot give a set that it scored.
     """
     kept = {one.record.name: one.record for one in RunDirectory.open(out).general} if run_directory.is_run(out) else {}
     if loaded is None:
@@ -38,7 +40,7 @@ def to_score(config: RunConfig, out: Path, loaded: Sequence[Task] | None) -> lis
                 f"{out} holds no rows of the general sets {', '.join(missing)}; give its `aimmerging run` command "
                 "again, which reads them"
             )
-        return []
+        loaded = harness.load(config)  # these are read anew for each stage, so they must be there still
     for task in loaded:
         record = kept.get(task.name)
         if record is not None and (record.sha256, record.metric) != (task.sha256, task.metric):

@@ -74,7 +74,7 @@ def answers(
     """
     prompts = codec.prompts(rows)
     order = sorted(range(len(rows)), key=lambda place: len(prompts[place]), reverse=True)
-    with _greedy(model, codec, limit) as (settings, tokenizer):
+    with greedy(model, codec, limit) as (settings, tokenizer):
         ends = {codec.tokenizer.pad_token_id, *settings.eos_token_id}
         stops = tuple(settings.stop_strings or ())
         ended = replace(codec, ends=frozenset(settings.eos_token_id), stops=stops)  # what ends an answer is none of it
@@ -116,7 +116,7 @@ def depends_on_padding(model: Any, codec: Codec) -> bool:
     short, long = words[:_FEWER], (words * _MORE)[:_MORE]
     alone, beside = (_together(prompts, codec, model) for prompts in ([short], [short, long]))
     filled = beside | {"input_ids": beside["input_ids"].masked_fill(beside["attention_mask"] == 0, words[-1])}
-    with _greedy(model, codec, 1) as (_, tokenizer):
+    with greedy(model, codec, 1) as (_, tokenizer):
         options = {"tokenizer": tokenizer, "output_logits": True, "return_dict_in_generate": True}
         own, padded_one, filled_one = (
             model.generate(**batch, **options).logits[0][0].float() for batch in (alone, beside, filled)
@@ -168,7 +168,7 @@ def generation_config(base: GenerationConfig, codec: Codec, limit: int | None = 
 
 
 @contextmanager
-def _greedy(model: Any, codec: Codec, limit: int | None) -> Iterator[tuple[Any, Any]]:
+def greedy(model: Any, codec: Codec, limit: int | None) -> Iterator[tuple[Any, Any]]:
     """Let the model generate by :func:`generation_config`, in eval mode, for a while.
 
     Yields that configuration, and the tokenizer where stop strings need it.

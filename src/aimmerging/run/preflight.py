@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from aimmerging.core.metrics import METRICS
 from aimmerging.data.tasks import Row, Task, hash_rows
 from aimmerging.data.wording import shown
 from aimmerging.errors import DataError, ModelError
@@ -47,15 +48,16 @@ def examine(tasks: Sequence[Task], codec: Codec, settings: Any, *, past: Sequenc
         past: tasks that a run has learned, with their memory as training rows and what they are tested on.
     """
     found, prints = _of_model(codec, settings), fingerprint(codec, None)
+    own = {task.name for task in (*past, *tasks) if task.metric in METRICS}  # not those of lm-eval
     for task in (*past, *tasks):
-        for split in SPLITS:
+        for split in SPLITS if task.name in own else ():
             rows: Sequence[Row] = getattr(task, split)
             if rows:
                 measured = _measured(rows, task.metric, codec, settings, prints)
                 found += _in_words(measured, task, split, rows, codec, settings)
     for task in tasks:
         found += [Finding(kind="reading", task=task.name, text=note) for note in task.notes]
-        found += label_checks.examine(task)
+        found += label_checks.examine(task) if task.name in own else []
     return found + overlaps(tasks, past)
 
 

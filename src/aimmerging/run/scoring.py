@@ -1,6 +1,6 @@
 """What a stage is scored on: the test rows of a task, taken from the task or, later, from the run directory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -10,6 +10,7 @@ from accelerate import PartialState
 from aimmerging.config import EvaluationConfig
 from aimmerging.data.tasks import Row, Task
 from aimmerging.methods import Method
+from aimmerging.run import harness
 from aimmerging.run.checkpoints import BEFORE, Working
 from aimmerging.run.generation import cut_answers, evaluate, points
 from aimmerging.store import files, records
@@ -25,7 +26,7 @@ class EvaluationSet:
 
     Attributes:
         name: of the task.
-        metric: one of :data:`aimmerging.core.metrics.METRICS`.
+        metric: one of :data:`aimmerging.core.metrics.METRICS`, or lm-eval's task and metric.
         rows: of the split that the configuration evaluates on.
         place: of the task in the run, from 1; names its prediction files.
     """
@@ -94,14 +95,19 @@ class Scorer:
 
     def predictions(self, sets: Sequence[EvaluationSet]) -> Predictions:
         """The prediction of every row by task; every process must call this."""
-        model, codec, size = self.loaded.model, self.loaded.codec, self.settings.batch_size
         with self.progress.bar("scoring", sum(len(one.rows) for one in sets)) as advance:
-            return {
-                one.name: evaluate(
-                    model, codec, one.rows, one.metric, batch_size=size, advance=advance, ranks=self.ranks
-                )
-                for one in sets
-            }
+            return {one.name: self._answered(one, advance) for one in sets}
+
+    def _answered(self, one: EvaluationSet, advance: Callable[[int], None]) -> list[Prediction]:
+        """The prediction of every row; lm-eval's sets are scored by each process by itself, as long as by one alone."""
+        size = self.settings.batch_size
+        if source := harness.sources(self.settings).get(one.name):
+            alone = self.ranks is None or self.ranks.num_processes == 1
+            found = harness.score(source, one.rows, self.loaded, size, alone=alone)
+            advance(len(found))
+            return found
+        model, codec = self.loaded.model, self.loaded.codec
+        return evaluate(model, codec, one.rows, one.metric, batch_size=size, advance=advance, ranks=self.ranks)
 
     @property
     def writes(self) -> bool:

@@ -12,6 +12,7 @@ from aimmerging.data.loading import load_stream
 from aimmerging.data.schema_problems import unknown
 from aimmerging.data.tasks import Task, TaskStream
 from aimmerging.errors import ConfigError
+from aimmerging.run import harness
 from aimmerging.training.encoding import Codec
 from aimmerging.training.limits import codec_of
 from aimmerging.training.models import BUILT_IN, load_generation, load_tokenizer
@@ -45,8 +46,11 @@ def general(config: RunConfig, base: Path, tasks: Sequence[str]) -> list[Task]:
 
     Raises:
         DataError: listing every problem of every set.
+        ConfigError: lm-eval is missing, or cannot give the task of a set.
     """
-    return load_general(config.evaluation.general, base, tasks)
+    found = {task.name: task for task in load_general(config.evaluation.general, base, tasks)}
+    found |= {task.name: task for task in harness.load(config, base)}
+    return [found[source.name] for source in config.evaluation.general]
 
 
 def located(config: RunConfig, base: Path) -> RunConfig:

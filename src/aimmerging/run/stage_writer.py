@@ -22,7 +22,7 @@ from aimmerging.store.signal_records import write_signals
 from aimmerging.store.tensor_tree import save_state
 from aimmerging.training.models import TRAINED, LoadedModel, save_adapter
 
-LIBRARIES = ("aimmerging", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes")
+LIBRARIES = ("aimmerging", "torch", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes", "lm_eval")
 
 
 def installed_versions() -> dict[str, str | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from aimmerging.config import RunConfig
 from aimmerging.data.loading import TaskSource
 from aimmerging.data.tasks import Task, TaskStream
-from aimmerging.run import preparation, sources
+from aimmerging.run import harness, preparation, sources
 from aimmerging.run.preparation import Setting
 from aimmerging.run.story import learn_all
 from aimmerging.store import run_directory
@@ -42,6 +42,7 @@ def run_stream(
     accept_changes: bool = False,
 ) -> Path:  # fmt: skip
     """As :func:`run`, with tasks that are already loaded; ends early at a stage that the gate does not promote."""
+    config = harness.with_folders(config, base)
     sets = sources.general(config, base, stream.names)
     setting = Setting.of(config, out, progress, accept=accept_changes, general=sets)
     if config.single_task == "train":
