@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from aimmerging.compare.results import Place
 from aimmerging.config import resolve
 from aimmerging.errors import ConfigError
 from aimmerging.run import harness
+from aimmerging.training import stopping
 from aimmerging.training.models import load_model
 
 pytest.importorskip("lm_eval")
@@ -36,7 +38,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 def four(number):
-    """Choices of a row; every other row has the answer of task alpha, which a model prefers once it has learned that."""
+    """Choices of a row; every other row has the answer of task alpha, which a model prefers once it learned that."""
     return ["q" if number % 2 else "a", *(str((number + step) % 10) for step in (0, 3, 8))]
 
 
@@ -153,7 +155,12 @@ def test_eval_learn_doctor_and_comparisons_have_it(copied, made):
     assert command("eval", run, "--json").json["general"] == last
     assert command("doctor", copied / "config.yaml", "--json").json["config"]["general"] == {"pick": 8, "say": 8}
     assert results.read_run(Place("sequential", "given", 0), run, recompute=True).general["pick"][-1] == last["pick"]
-    command("learn", run, "--task", task_files(copied, "gamma"), "--set", "training.epochs=1")
+    new, manifest = task_files(copied, "gamma"), run / "manifest.json"
+    kept = manifest.read_text()
+    manifest.write_text(json.dumps(json.loads(kept) | {"versions": json.loads(kept)["versions"] | {"lm_eval": "0.1"}}))
+    assert "lm_eval: '0.1' in the run" in refused("learn", run, "--task", new)
+    manifest.write_text(kept)
+    command("learn", run, "--task", new, "--set", "training.epochs=1")
     assert set(stage_record(run, "03-gamma")["general"]) == set(SETS)
 
 
@@ -205,6 +212,8 @@ def test_the_model_and_every_random_state_are_left_as_they_were(tmp_path, tiny_l
     generation, padding, before = model.generation_config, loaded.codec.tokenizer.padding_side, state()
     for task, source in zip(harness.load(config), config.evaluation.general, strict=True):
         assert len(harness.score(source, task.test, loaded, 4, alone=True)) == ROWS
+        with patch.object(stopping, "_asked", 15), pytest.raises(stopping.Stopped):
+            harness.score(source, task.test, loaded, 4, alone=True)
     assert state() == before
     assert model.generation_config is generation
     assert (model.training, "tie_weights" in vars(model)) == (True, False)

@@ -254,7 +254,10 @@ def _rows(task: Any) -> tuple[Row, ...]:
     for place, instances in sorted(asked.items()):
         requests = json.dumps([one.args for one in instances], sort_keys=True, default=str)
         digest = hashlib.sha256(requests.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-        target, choices = task.doc_to_target(instances[0].doc), _choices(task, instances[0].doc)
+        doc = instances[0].doc
+        choices = _choices(task, doc)
+        # where the choices are prompts, as in winogrande, lm-eval has the right one in place of the text
+        target = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
         targets = [
             choices[one] if isinstance(one, int) and 0 <= one < len(choices) else str(one)
             for one in (target if isinstance(target, list) else [target])
