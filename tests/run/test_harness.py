@@ -23,7 +23,7 @@ from aimmerging.run import harness
 from aimmerging.training import stopping
 from aimmerging.training.models import load_model
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="the extra aimmerging[harness] is not installed")
 
 ROWS = 12
 SETS = ("pick", "say")
