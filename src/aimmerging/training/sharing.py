@@ -91,18 +91,18 @@ def summed(values: Sequence[Tensor | float], accelerator: Any) -> list[float]:
     def away(value: Tensor | float) -> TypeGuard[Tensor]:
         return isinstance(value, Tensor) and value.device.type == device.type
 
-    packed = [value.to(wide(device)) for value in values if away(value)]
-    count = len(packed)
     # what lies on the host stays there where nothing is added to it: the host waits for a copy to a GPU too
-    here = [float(value) for value in values if not away(value)]
-    if alone and not packed:
-        return here
-    if not alone:
-        packed += torch.tensor(here, dtype=wide(device)).to(device, non_blocking=True)
-    together = torch.stack(packed)
-    read = (together if alone else accelerator.reduce(together, "sum")).tolist()
-    sums_away, sums_here = iter(read[:count]), iter(here if alone else read[count:])
-    return [next(sums_away if away(value) else sums_here) for value in values]
+    if alone:
+        found = [value.to(wide(device)) for value in values if away(value)]
+        read = iter(torch.stack(found).tolist() if found else ())
+        return [next(read) if away(value) else float(value) for value in values]
+    # every process has the same places, although a value may lie on the host of one and on the device of another
+    here = torch.tensor([0.0 if away(value) else float(value) for value in values], dtype=wide(device))
+    own = here.to(device, non_blocking=True).unbind()
+    packed = torch.stack(
+        [value.to(wide(device)) if away(value) else other for value, other in zip(values, own, strict=True)]
+    )
+    return accelerator.reduce(packed, "sum").tolist()
 
 
 def wide(device: torch.device) -> torch.dtype:
