@@ -80,7 +80,7 @@ def score(
     """
     with _apart():
         task = _built(source)
-        from lm_eval.evaluator import evaluate
+        from lm_eval.evaluator import evaluate  # pyright: ignore[reportMissingImports] - an extra that dev leaves out
 
         try:
             with _as_lm(loaded, batch_size, alone=alone) as lm:
@@ -117,7 +117,7 @@ def _apart() -> Iterator[None]:
 @contextmanager
 def _as_lm(loaded: LoadedModel, batch_size: int, *, alone: bool) -> Iterator[Any]:
     """The model as lm-eval asks it, generating greedily unless the task says otherwise."""
-    from lm_eval.models import huggingface
+    from lm_eval.models import huggingface  # pyright: ignore[reportMissingImports] - an extra that dev leaves out
     from transformers import set_seed
 
     base: Any = huggingface.HFLM
@@ -182,7 +182,7 @@ def _built(source: GeneralSource) -> Any:
 
 def _manager(folder: str | None) -> Any:
     """lm-eval's list of tasks: its own, or those of a folder."""
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports] - an extra that dev leaves out
 
     return TaskManager(include_path=folder, include_defaults=False) if folder else _own_tasks()
 
@@ -190,7 +190,7 @@ def _manager(folder: str | None) -> Any:
 @functools.cache
 def _own_tasks() -> Any:
     """Read once a process: that takes many seconds."""
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports] - an extra that dev leaves out
 
     return TaskManager()
 
@@ -214,7 +214,7 @@ def _failed(source: GeneralSource, what: str, error: Exception, cure: str) -> Co
 
 def _fault(task: Any) -> str:
     """Why a task cannot be a general set; nothing where it can."""
-    from lm_eval.api.metrics import mean, nanmean
+    from lm_eval.api.metrics import mean, nanmean  # pyright: ignore[reportMissingImports] - an extra that dev leaves out
 
     if getattr(task, "UNSAFE_CODE", False):
         return "runs code that the model writes, which nothing here does; take another task"
