@@ -1,6 +1,7 @@
 """Batches of task rows and memory rows: which memory rows join which step and micro-batch, and how they do."""
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -55,37 +56,38 @@ def deal(
     left = [Counter(ref.task for ref in step) for step in drawn]
     parts = [_parts(own, len(step)) for own, step in zip(rows, drawn, strict=True)]
     dealt: list[list[MemoryRef]] = [[] for _ in drawn]
+    held = [Counter[MemoryRef]() for _ in drawn]
     for ref in sorted(chain.from_iterable(drawn), key=length, reverse=True):
-        tokens = length(ref)
-        _, _, step, place = min(
-            (dealt[step].count(ref), part.padding(tokens), step, place)
-            for step, free in enumerate(parts)
-            if left[step][ref.task]
-            for place, part in enumerate(free)
-        )
+        fits: list[tuple[int, float, int, int]] = []
+        for step, own in enumerate(rows):
+            if left[step][ref.task]:
+                padding, place = _best(parts[step], length(ref), len(own) / len(drawn[step]))
+                fits.append((held[step][ref], padding, step, place))
+        _, _, step, place = min(fits)
         dealt[step].append(ref)
+        held[step][ref] += 1
         left[step][ref.task] -= 1
         parts[step].pop(place)
     return dealt
 
 
-class _Part(NamedTuple):
-    """Task rows of a step that follow one another in length: tokens of the longest, and how many rows."""
-
-    width: int
-    rows: float
-
-    def padding(self, tokens: int) -> float:
-        """What joining adds beside a row's own tokens."""
-        return self.width - tokens if tokens <= self.width else (tokens - self.width) * self.rows
+def _parts(rows: Sequence[int], count: int) -> list[int]:
+    """Tokens of the longest row in each of so many parts of about equal size, ascending; of no rows, 0."""
+    return [rows[-(-(part + 1) * len(rows) // count) - 1] if rows else 0 for part in range(count)]
 
 
-def _parts(rows: Sequence[int], count: int) -> list[_Part]:
-    """The rows, ascending, in so many parts of about equal size; where there are no rows, parts of nothing."""
-    if not rows:
-        return [_Part(0, 0.0)] * count
-    ends = (-(-(part + 1) * len(rows) // count) - 1 for part in range(count))
-    return [_Part(rows[end], len(rows) / count) for end in ends]
+def _best(widths: Sequence[int], tokens: int, rows: float) -> tuple[float, int]:
+    """What joining adds beside a row's own tokens where it adds the least, and to which part.
+
+    Args:
+        widths: of the parts, ascending.
+        tokens: of the row.
+        rows: of the task in a part.
+    """
+    place = bisect_left(widths, tokens)
+    shorter = [((tokens - widths[place - 1]) * rows, place - 1)] if place else []
+    longer = [(float(widths[place] - tokens), place)] if place < len(widths) else []
+    return min(shorter + longer)
 
 
 def spread(lengths: Sequence[int], rows: Sequence[int], widths: Sequence[int], most: int) -> list[list[int]]:
