@@ -120,32 +120,22 @@ def _as_lm(loaded: LoadedModel, batch_size: int, *, alone: bool) -> Iterator[Any
     from lm_eval.models import huggingface  # pyright: ignore[reportMissingImports] - an extra that dev leaves out
     from transformers import set_seed
 
-    base: Any = huggingface.HFLM
-
-    class Stoppable(base):
-        def _model_call(self, *args: Any, **options: Any) -> Any:
-            if alone:
-                stopping.poll()
-            return super()._model_call(*args, **options)
-
-        def _model_generate(self, *args: Any, **options: Any) -> Any:
-            if alone:
-                stopping.poll()
-            return super()._model_generate(*args, **options)
-
     model, codec = loaded.model, loaded.codec
     with greedy(model, codec, None) as (settings, _):
         settings.max_new_tokens = settings.stop_strings = None  # both are the task's to say
         model.tie_weights = lambda *_, **__: None  # HFLM ties weights; those of a loaded model are as they should be
         set_seed(_SEED)  # for tasks that sample
+        # the one part of a PEFT model that scoring and generation both call as a module, batch after batch
+        asked = model.get_input_embeddings().register_forward_pre_hook(lambda *_: stopping.poll() if alone else None)
         try:
-            yield Stoppable(
+            yield huggingface.HFLM(
                 pretrained=model,
                 tokenizer=deepcopy(codec.tokenizer),  # HFLM sets its padding
                 backend="seq2seq" if codec.encoder_decoder else "causal",
                 batch_size=1 if codec.one_by_one else batch_size,
             )
         finally:
+            asked.remove()
             del model.tie_weights
 
 
