@@ -11,8 +11,6 @@ from aimmerging.methods import build
 from aimmerging.run import gating, preflight, preparation, schedule, sources
 from aimmerging.run.learning import updates
 from aimmerging.run.stage_writer import installed_versions
-from aimmerging.training import quantization, trackers
-from aimmerging.training.precision import check_precision
 from aimmerging.training.progress import Progress
 
 
@@ -40,9 +38,7 @@ def _examine_config(path: Path, overrides: list[str], progress: Progress) -> dic
     """Tasks, steps and lengths that the configuration leads to, and what is to be known of the rows."""
     config = sources.located(load_config(path, overrides), path.parent)
     method = build(config)
-    trackers.check_installed(config.training.report_to)
-    check_precision(config.training, PartialState(cpu=config.training.device == "cpu").device)
-    quantization.check(config.model)
+    preparation.check_machine(config, PartialState(cpu=config.training.device == "cpu").device)
     stream = sources.task_stream(config, path.parent)
     known = config.model_copy(update={"single_task": "none"}) if config.single_task == "train" else config
     preparation.check_scorable(known, method, Path(), [(place, [task]) for place, task in enumerate(stream, 1)])

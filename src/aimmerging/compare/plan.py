@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
+import torch
 import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
 
@@ -29,7 +30,7 @@ from aimmerging.errors import ConfigError, RunDirectoryError
 from aimmerging.methods import METHODS, build
 from aimmerging.run import preflight, sources
 from aimmerging.run.changes import check_same_config
-from aimmerging.run.preparation import with_located_model
+from aimmerging.run.preparation import check_machine, with_located_model
 from aimmerging.store import files, records, run_directory
 from aimmerging.store.run_directory import RunDirectory
 from aimmerging.training.progress import Progress
@@ -259,6 +260,8 @@ def compare(
     with run_directory.locked(out):
         todo = [cell for cell in cells.values() if not _finished(cell) and (retry or not _failed(cell))]
         progress.say(f"{len(cells)} cells, {len(todo)} to run")
+        if engine == "local":
+            _check_machine(todo)
         _check_rows(todo, progress)
         for cell in todo:
             (cell.out / FAILED).unlink(missing_ok=True)
@@ -267,6 +270,22 @@ def compare(
             if cell.name in failures:
                 _note_failure(cell, failures[cell.name], progress)
         return conclude(spec, out, cells)
+
+
+def _check_machine(cells: Sequence[Cell]) -> None:
+    """Refuse, before the first cell is trained, cells that this machine cannot run.
+
+    Raises:
+        ConfigError: names every cause once, and the first cell that has it.
+    """
+    causes: dict[str, str] = {}
+    for cell in cells:
+        try:
+            check_machine(cell.config, torch.accelerator.current_accelerator(check_available=True))
+        except ConfigError as error:
+            causes.setdefault(str(error), cell.name)
+    if causes:
+        raise ConfigError(listing([f"{name}: {cause}" for cause, name in causes.items()]))
 
 
 def _check_rows(cells: Sequence[Cell], progress: Progress) -> None:

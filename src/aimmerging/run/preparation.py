@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from aimmerging import methods
@@ -66,12 +67,25 @@ class Setting:
                 the precision.
         """
         task_config = for_one_task(config, overrides)
-        trackers.check_installed(task_config.training.report_to)
-        quantization.check(task_config.model)
         ranks = PartialState(cpu=task_config.training.device == "cpu")
-        check_precision(task_config.training, ranks.device)
+        check_machine(task_config, ranks.device)
         told = progress or Progress()
         return cls(config, task_config, methods.build(task_config), out, ranks, told, accept, general)
+
+
+def check_machine(config: RunConfig, device: torch.device | None) -> None:
+    """Refuse what this machine lacks, before anything is loaded: packages, and the precision.
+
+    Args:
+        config: what is to be run.
+        device: to train on; None for the CPU.
+
+    Raises:
+        ConfigError: says what to install, or what to set instead.
+    """
+    trackers.check_installed(config.training.report_to)
+    quantization.check(config.model)
+    check_precision(config.training, device)
 
 
 def alone(config: RunConfig) -> RunConfig:

@@ -15,12 +15,12 @@ def check_precision(training: TrainingConfig, device: torch.device | None) -> No
 
     Args:
         training: of the run.
-        device: that is trained on, as accelerate found it; None for the CPU.
+        device: to train on where the configuration does not say cpu; None where there is no other.
 
     Raises:
         ConfigError: says what can be set instead.
     """
-    cpu = device is None or device.type == "cpu"
+    cpu = training.device == "cpu" or device is None or device.type == "cpu"
     if training.precision == "fp16" and cpu:
         raise ConfigError(
             "training.precision is fp16, which is computed on a GPU, and training would be on the CPU; set "
