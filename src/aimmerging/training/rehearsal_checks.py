@@ -63,3 +63,16 @@ def check_method(method: type[Method], name: str, placement: str | None) -> None
             f"method {name!r} cannot rehearse inside the task's steps: {method.not_in_step}; set rehearsal.placement "
             "to interval for it, or choose replay, aim, slow_lora or recurrent_kif"
         )
+
+
+def check_shared(batch_size: int, processes: int) -> None:
+    """Refuse a rehearsal batch that the processes cannot share evenly.
+
+    Raises:
+        ConfigError: says what to set.
+    """
+    if batch_size % processes:
+        raise ConfigError(
+            f"a rehearsal step has {batch_size} rows, which {processes} processes cannot share evenly; set "
+            "rehearsal.batch_size to a multiple of the number of processes"
+        )

@@ -29,7 +29,7 @@ from aimmerging.training.joint_batches import MemoryBatch
 from aimmerging.training.length_batches import from_short_to_long
 from aimmerging.training.models import adapter_state, decoder_inputs, set_adapter_state
 from aimmerging.training.rehearsal import StepRehearsal, memory_loss, rehearsal_moments
-from aimmerging.training.rehearsal_checks import check_method
+from aimmerging.training.rehearsal_checks import check_method, check_shared
 from aimmerging.training.rehearsal_settings import RehearsalLoss, RehearsalSettings
 
 _OWN = ""  # what the task that is being learned is called in a draw; tasks have names
@@ -53,6 +53,7 @@ class Session:
         in_step: the rehearsal inside the task's steps, where `rehearsal.placement` puts it there.
         uncounted: positions of this process's batches that `costs` does not have yet.
         trainable: the adapter's parameters, looked up once because a large model has thousands beside them.
+        unwrapped: the trainer's model, and the PEFT model in it.
     """
 
     trainer: Any
@@ -68,17 +69,14 @@ class Session:
     in_step: StepRehearsal = field(init=False)
     uncounted: list[Positions] = field(default_factory=list)
     trainable: list[Tensor] = field(init=False, repr=False)
+    unwrapped: tuple[Any, Any] = field(default=(None, None), init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.trainable = [value for value in self.trainer.model.parameters() if value.requires_grad]
         self.in_step = StepRehearsal(self)
         method = type(self.trainer.method)
         check_method(method, method.__name__, self.settings.placement)
-        if self.settings.batch_size % self.world:
-            raise ConfigError(
-                f"a rehearsal step has {self.settings.batch_size} rows, which {self.world} processes cannot share "
-                "evenly; set rehearsal.batch_size to a multiple of the number of processes"
-            )
+        check_shared(self.settings.batch_size, self.world)
 
     @property
     def world(self) -> int:
@@ -123,8 +121,10 @@ class Session:
 
     @property
     def model(self) -> Any:
-        """The PEFT model."""
-        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+        """The PEFT model; taken out of what wraps it once, because accelerate walks over every module for that."""
+        if self.unwrapped[0] is not self.trainer.model:
+            self.unwrapped = self.trainer.model, self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return self.unwrapped[1]
 
     @property
     def adapter(self) -> list[Tensor]:
@@ -254,7 +254,8 @@ class Session:
         with self.costs.measure("rehearsal"):
             parameters = self.trainable
             own = [parameter.grad for parameter in parameters]
-            self.trainer.model_wrapped.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             backward()
             found = self.gradients
             # the tensors themselves, so that a method may hold on to `gradients` over this call
