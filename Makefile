@@ -19,8 +19,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python tests/helpers/check_coverage.py .coverage.json
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 -m "not exhaustive" --ignore=$(CORE_TESTS) $(PYTEST_ARGS)
 
-# every method and every command too; about twice as long
+# every method and every command too, and the tests of ray and lm-eval, which are installed for it; about twice as long
 test-all: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[harness,ray]"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-dev

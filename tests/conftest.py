@@ -1,5 +1,6 @@
 """One thread, no network, reproducible property tests, and two tiny random models for everyone."""
 
+import gc
 import os
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -58,6 +59,11 @@ class _Compatibility:
 
     def pytest_sessionfinish(self, session):
         compatibility.keep(self.reports)
+
+
+def pytest_collection_finish():
+    # each training ends with a full collection, which would go through every object of every imported library
+    gc.freeze()
 
 
 def pytest_configure(config):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.commands.config import load_config_from_file
 from peft import LoraConfig, get_peft_model
+from sampling import sampled
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from aimmerging.config import resolve
@@ -38,7 +39,7 @@ def test_accelerate_reads_the_file(name):
     assert read.fsdp_config == read.deepspeed_config == {}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", sampled(FILES, ("one_gpu.yaml",)))
 def test_accelerate_launches_with_the_file(name, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import os\nprint('precision', os.environ['ACCELERATE_MIXED_PRECISION'])\n")

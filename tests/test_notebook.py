@@ -9,11 +9,21 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from aimmerging.benchmarks import tiny_base
+
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "continual.ipynb"
+
+
+def shorter_base(cache):
+    """A cache with a base of a fifth of the training in the place of the real one: the notebook would take minutes."""
+    full = tiny_base._fingerprint("t5", tiny_base.RECIPES["t5"])
+    tiny_base.ensure(cache=cache, steps=144).rename(cache / f"t5-{full}")
 
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_its_second_run_forgets_less(tmp_path, monkeypatch):
+    shorter_base(tmp_path / "cache")
+    monkeypatch.setenv("AIMMERGING_CACHE", str(tmp_path / "cache"))
     # as a shell has it after `source .venv/bin/activate`
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -4,12 +4,15 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import short_runs
 import yaml
 from command_line import command, process, refused
 from short_runs import config_file, files_of, settings, task_files
+
+from aimmerging.benchmarks import tiny_base
 
 COMMANDS = (
     "demo",
@@ -323,7 +326,7 @@ def test_doctor_counts_what_a_configuration_would_do(tmp_path, tiny_t5):
         "train": 16,
         "validation": 0,
         "test": 4,
-        "updates": 32,
+        "updates": 20,
         "cut_inputs": 16,
         "cut_outputs": 16,
         "warnings": [],
@@ -340,7 +343,9 @@ def test_doctor_refuses_what_would_not_run(tmp_path, tiny_t5):
     assert "no test split" in refused("doctor", config)
 
 
-def test_doctor_knows_the_built_in_tasks(tmp_path):
+def test_doctor_knows_the_built_in_tasks(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIMMERGING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(tiny_base.RECIPES, "t5", replace(tiny_base.RECIPES["t5"], steps=2))
     path = tmp_path / "config.yaml"
     path.write_text("benchmark: skills")
     found = command("doctor", path, "--json").json["config"]

@@ -1,19 +1,20 @@
 import csv
-import gc
 import io
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import yaml
 from command_line import command, refused
 from page_kit import Page
 
+from aimmerging.cli import main
 from aimmerging.compare import plan
 from aimmerging.compare.plan import FAILED, compare, parse_spec, recompute
 from aimmerging.errors import RunDirectoryError
@@ -90,7 +91,6 @@ def files(tmp_path_factory):
 def done(tiny_t5, files, tmp_path_factory):
     """A finished comparison: (specification, base, folder)."""
     spec, out = parse_spec(specification(tiny_t5)), tmp_path_factory.mktemp("comparison")
-    gc.freeze()  # each training ends with a collection, whose time goes into the libraries' objects
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "run_cells", serially)
         outcome = compare(spec, out, base=files)
@@ -379,29 +379,29 @@ def fewer(done, tmp_path):
 
 
 @pytest.mark.slow
-def test_survives_being_killed_half_way(fewer, tmp_path):
+def test_survives_being_killed_half_way(fewer, tmp_path, monkeypatch):
     spec, base, tables = fewer
     (base / "spec.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
     out = tmp_path / "out"
-    words = ["compare", str(base / "spec.yaml"), "--out", str(out), "--workers", "1"]
-    line = [sys.executable, "-m", "aimmerging", *words]
-    started = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["aimmerging", "compare", str(base / "spec.yaml"), "--out", str(out), "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    started = forks.start(main, tmp_path / "killed.log")
     deadline = time.monotonic() + 120
     while len(list(out.glob("cells/*/*/*/stages/*/COMMITTED"))) < 2:
-        assert started.poll() is None
+        assert os.waitpid(started, os.WNOHANG) == (0, 0)
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    children = Path(f"/proc/{started}/task/{started}/children").read_text().split()
+    os.kill(started, signal.SIGKILL)
+    assert forks.wait(started) == -signal.SIGKILL
     while any(Path(f"/proc/{child}/cwd").exists() for child in children):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.02)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("cells/*/*/*/stages/*/COMMITTED")}
     assert 2 <= len(kept) < 6
-    finished = subprocess.run(line, capture_output=True, encoding="utf-8", check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert "aim - replay" in finished.stdout
+    shown = tmp_path / "finished.log"
+    assert forks.wait(forks.start(main, shown)) == 0, shown.read_text()
+    assert "aim - replay" in shown.read_text()
     assert len(list(out.glob("cells/*/*/*/stages/*/COMMITTED"))) == 6
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert tables_of(out) == tables

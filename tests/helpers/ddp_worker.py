@@ -1,4 +1,4 @@
-"""What test_distributed starts with torchrun on two processes: `trainers T5 LLAMA OUT`, or `run CONFIG OUT`."""
+"""What test_distributed starts on two processes: `trainers T5 LLAMA OUT`, or `run CONFIG OUT`."""
 
 import hashlib
 import json

@@ -1,6 +1,5 @@
 """Tiny trainers for the tests: rows, models with an adapter, trainers by name, and a by-hand look at their weights."""
 
-import gc
 import random
 import re
 from dataclasses import replace
@@ -12,8 +11,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from aimmerging import REFERENCE, ContinualTrainer, Method, RehearsalSettings
 from aimmerging.data.tasks import Row
 from aimmerging.training.encoding import Codec, Collator
-
-gc.freeze()  # each train() ends in a full collection, which would go through every imported module again
 
 TEXT = "the movie was great and the acting wonderful which city is capital of a country book table for two"
 LABELS = ["positive", "negative", "joy", "anger"]

@@ -12,9 +12,10 @@ from aimmerging.store.run_directory import RunDirectory
 
 
 def killed_and_gone_on(config, whole, folder, monkeypatch) -> Path:
-    """The run again, its second task killed at step 6 and gone on with from the checkpoint of step 4."""
-    parted = shutil.copytree(whole, folder / "parted")
-    shutil.rmtree(RunDirectory.open(parted).stages[-1].path)
+    """The run again, its last task killed at step 6 and gone on with from the checkpoint of step 4."""
+    parted = shutil.copytree(whole, folder / "killed")
+    last = RunDirectory.open(parted).stages[-1].path
+    shutil.rmtree(last)
     step_done = learning._StepDone.on_step_end
 
     def kill(self, args, state, control, **kwargs):
@@ -26,7 +27,7 @@ def killed_and_gone_on(config, whole, folder, monkeypatch) -> Path:
         patch.setattr(learning._StepDone, "on_step_end", kill)
         with pytest.raises(KeyboardInterrupt):
             run(config, parted, base=folder)
-    assert [path.name for path in (parted / "working/02-beta").glob("step-*")] == ["step-000004"]
+    assert [path.name for path in (parted / "working" / last.name).glob("step-*")] == ["step-000004"]
     return run(config, parted, base=folder)
 
 

@@ -81,25 +81,15 @@ def make_case(kind: str, preset: str, base: Path, folder: Path) -> Case:
 
 def _attempt(config: dict, folder: Path, out: Path) -> int:
     """Fork a child that does or continues the run; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        log = os.open(folder / "attempt.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+    import forks
+
+    def attempt() -> None:
         from aimmerging.config import resolve
         from aimmerging.run.start import run
 
         run(resolve(config), out, base=folder)
-        code = 0
-    except BaseException:
-        import traceback
 
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+    return forks.start(attempt, folder / "attempt.log")
 
 
 def killed_run(case: Case, number: int, rng: random.Random, most: int) -> Killed:

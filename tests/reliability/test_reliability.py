@@ -3,18 +3,16 @@
 import kill
 import pytest
 import torn
+from sampling import sampled
 
 pytestmark = pytest.mark.slow
 
 
-def test_ten_kills_end_as_no_kill_at_all(tmp_path):
-    cases = [("t5", "default"), ("llama", "paper")]
-    results = [
-        result
-        for kind, preset in cases
-        for result in kill.run_kills(5, 3, tmp_path / kind, kinds=(kind,), presets=(preset,))
-    ]
-    assert sum(result.kills for result in results) == 10
+@pytest.mark.parametrize("case", sampled([("t5", "default"), ("llama", "paper")], [("t5", "default")]))
+def test_five_kills_end_as_no_kill_at_all(tmp_path, case):
+    kind, preset = case
+    results = kill.run_kills(5, 3, tmp_path, kinds=(kind,), presets=(preset,))
+    assert sum(result.kills for result in results) == 5
     assert [result.differences for result in results if result.differences] == []
 
 

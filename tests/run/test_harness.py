@@ -12,7 +12,7 @@ import torch
 import yaml
 from command_line import command, refused
 from short_runs import config_file, read_rows, settings, stage_record, task_files, write_rows
-from torchrun import torchrun
+from torchrun import forked
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aimmerging.compare import results
@@ -226,7 +226,7 @@ def test_two_processes_write_what_one_writes(made, tmp_path, tiny_llama):
     lm_tasks(tmp_path / "lm")
     halves = settings(tiny_llama)["training"] | {"micro_batch_size": 2}
     config = written(tmp_path, tiny_llama, ("alpha",), training=halves)
-    torchrun(scoring_worker, "run", config, tmp_path / "run")
+    forked(scoring_worker, "run", config, tmp_path / "run")
     for name in SETS:
         assert answers(tmp_path / "run", name) == answers(made[0] / "run", name)
     assert set(stage_record(tmp_path / "run", "01-alpha")["general"]) == set(SETS)

@@ -300,7 +300,7 @@ def test_reference_that_does_not_fit_is_refused_before_training(tmp_path, tiny_t
     ("change", "said"),
     [
         ("method=sequential", "method: 'sequential' in the run, 'single_task' now"),
-        ("training.epochs=1", "training.epochs: 1.0 in the run, 8.0 now"),
+        ("training.epochs=1", "training.epochs: 1.0 in the run, 5.0 now"),
         ("lora.rank=4", "lora.rank: 4 in the run, 8 now"),
         ("tasks=[{path: alpha, carve_validation: 0, metric: rouge_l}]", "metric of alpha: 'rouge_l' in the run"),
         ("training.micro_batch_size=2", ""),
@@ -341,7 +341,7 @@ def test_multi_task_fills_the_last_column_and_learns_nothing_after(tmp_path, tin
     scores = command("run", config, "--out", tmp_path / "run", "--json").json
     assert filled(scores["matrix"]) == [[True, False, True]] * 2
     assert scores["summary"]["bwt"] is None
-    assert scores["costs"]["task_updates"] == 2 * 32
+    assert scores["costs"]["task_updates"] == 2 * 20
     gamma = task_files(tmp_path, "gamma")
     assert "no task can be added" in refused("learn", tmp_path / "run", "--task", gamma)
     longer = config_file(tmp_path, tiny_t5, ("alpha", "beta", "gamma"), method="multi_task")
@@ -381,7 +381,7 @@ def test_aim_by_default_learns_memory_rows_in_its_steps_and_merges_nothing(tmp_p
     config, run = config_file(tmp_path, tiny_t5, rehearsal={}, controller={}), tmp_path / "run"
     command("run", config, "--out", run)
     costs = stage_record(run, "02-beta")["costs"]
-    assert (costs["memory_rows"], costs["task_rows"]) == (32, 128)
+    assert (costs["memory_rows"], costs["task_rows"]) == (20, 80)
     assert costs["merges"] == costs["memory_updates"] == costs["probe_forwards"] == 0
     records = read_rows(run / "stages/02-beta/signals.jsonl")
     assert {record["kind"] for record in records} == {"step"}
@@ -395,4 +395,4 @@ def test_aim_merges_and_rehearses(trained):
     costs = stage_record(trained.run, "02-beta")["costs"]
     assert len(merges) == costs["merges"] > 0
     assert sum(merge["rehearsal_steps"] for merge in merges) == costs["memory_updates"]
-    assert merges[-1]["step"] == costs["task_updates"] == 32
+    assert merges[-1]["step"] == costs["task_updates"] == 20

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from safetensors.torch import load_file
 from short_runs import config_file, files_of, stage_record
-from torchrun import torchrun
+from torchrun import forked
 
 from aimmerging.commands.inference import load_learned
 from aimmerging.run.scoring import Scorer, points_of, save_predictions
@@ -41,7 +41,7 @@ def both(request, tmp_path_factory):
     """Folder and account of one process, and folder and both accounts of two."""
     base, folder = request.getfixturevalue(request.param), tmp_path_factory.mktemp("scored")
     alone = scoring_worker.scored(base, folder / "alone", None)
-    torchrun(scoring_worker, "scorer", base, folder / "shared")
+    forked(scoring_worker, "scorer", base, folder / "shared")
     ranks = [json.loads((folder / f"shared-rank-{rank}.json").read_text()) for rank in (0, 1)]
     return folder / "alone", alone, folder / "shared", ranks
 
@@ -84,7 +84,7 @@ def test_a_run_on_two_processes_keeps_the_answers_that_one_gives(tmp_path, tiny_
     text = config.read_text().replace("micro_batch_size: 4", "micro_batch_size: 2").replace("epochs: 8", "epochs: 4")
     config.write_text(text)
     run = tmp_path / "run"
-    torchrun(scoring_worker, "run", config, run)
+    forked(scoring_worker, "run", config, run)
     rows = [json.loads((tmp_path / f"run-rank-{rank}.json").read_text())["generated"] for rank in (0, 1)]
     # counted from the first training on: 4 rows after it, twice 4 before the second training and 8 after it
     assert rows == [10, 10]
@@ -106,7 +106,7 @@ def test_eval_and_predict_share_their_rows_and_one_process_speaks(tmp_path, tiny
     inputs = tmp_path / "beta/test.jsonl"
     for words in (("eval", run, "--json"), ("predict", run, "--input", inputs)):
         alone = command(*words).out
-        shared = torchrun(scoring_worker, "cli", tmp_path / words[0], *words)
+        shared = forked(scoring_worker, "cli", tmp_path / words[0], *words)
         assert shared == alone
         rows = [json.loads((tmp_path / f"{words[0]}-rank-{rank}.json").read_text())["generated"] for rank in (0, 1)]
         assert rows[0] == rows[1] > 0

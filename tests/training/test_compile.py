@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from sampling import sampled
 from torch._dynamo.utils import counters
 from trainer_kit import EVERY_THREE, adapter, arguments, continual, far, load, merges, past, rows
 from transformers import TrainerCallback
@@ -46,7 +47,7 @@ def trained(folder, out, method, placement, **changes):
     return trainer, graphs.after
 
 
-@pytest.mark.parametrize("model", ["tiny_llama", "tiny_t5"])
+@pytest.mark.parametrize("model", sampled(["tiny_llama", "tiny_t5"], ["tiny_llama"]))
 @pytest.mark.parametrize(
     "backend", ["eager", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("aot_eager", "inductor"))]
 )

@@ -1,4 +1,4 @@
-"""torchrun with two gloo processes on the CPU: same decisions, same weights, same as one process."""
+"""Two gloo processes on the CPU: same decisions, same weights, same as one process."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from short_runs import config_file, stage_record
-from torchrun import torchrun
+from torchrun import forked, torchrun
 from trainer_kit import adapter, continual, far
 
 from aimmerging import Method, RehearsalSettings
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def ranks(tiny_t5, tiny_llama, tmp_path_factory):
     """Folder and accounts of both ranks after every case of ddp_worker."""
     out = tmp_path_factory.mktemp("ddp")
-    torchrun(ddp_worker, "trainers", tiny_t5, tiny_llama, out)
+    forked(ddp_worker, "trainers", tiny_t5, tiny_llama, out)
     return out, [json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -1,11 +1,13 @@
 """A folder that the trainer fills and reads: three lines turn a script into a continual one."""
 
 import json
-import subprocess
+import runpy
 import sys
 from difflib import ndiff
+from functools import partial
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from trainer_kit import adapter, arguments, continual, far, load, rows
@@ -156,7 +158,7 @@ def test_policies_see_prompt_and_answer():
     assert encoder == ("5 6 7", "8 9 1")
 
 
-def test_two_scripts_differ_in_three_lines_and_both_run(tmp_path, tiny_llama):
+def test_two_scripts_differ_in_three_lines_and_both_run(tmp_path, tiny_llama, monkeypatch):
     plain, ours = ((EXAMPLES / f"sft_{kind}.py").read_text().splitlines() for kind in ("plain", "continual"))
     added = [line for line in ndiff(plain, ours) if line.startswith("+ ") and line.strip("+ ")]
     assert len(added) == 3
@@ -165,15 +167,11 @@ def test_two_scripts_differ_in_three_lines_and_both_run(tmp_path, tiny_llama):
         (tmp_path / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     for kind, tasks in (("plain", ["one"]), ("continual", ["one", "two"])):
         for task in tasks:
-            line = [
-                sys.executable,
-                EXAMPLES / f"sft_{kind}.py",
-                tiny_llama,
-                tmp_path / f"{task}.jsonl",
-                tmp_path / kind,
-            ]
-            done = subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300, check=False)
-            assert done.returncode == 0, done.stderr
+            words = [EXAMPLES / f"sft_{kind}.py", tiny_llama, tmp_path / f"{task}.jsonl", tmp_path / kind]
+            monkeypatch.setattr(sys, "argv", list(map(str, words)))
+            script = partial(runpy.run_path, sys.argv[0], run_name="__main__")
+            log = tmp_path / f"{kind}-{task}.log"
+            assert forks.wait(forks.start(script, log)) == 0, log.read_text()
             assert (tmp_path / kind / "adapter_model.safetensors").exists()
     past = Memory.open(tmp_path / "continual/memory").past
     assert [len(task.rows) for task in past] == [4, 4]

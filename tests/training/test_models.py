@@ -7,6 +7,7 @@ import pytest
 import torch
 from command_line import command, refused
 from safetensors.torch import load_file, save_file
+from sampling import sampled
 from short_runs import config_file, settings
 
 from aimmerging.config import resolve
@@ -314,7 +315,7 @@ def test_prompts_are_refused_by_name(method, tiny_t5, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["sequential", "replay", "ewc"])
+@pytest.mark.parametrize("method", sampled(["sequential", "replay", "ewc"], ["replay"]))
 def test_an_osf_adapter_is_learned_with_where_nothing_is_merged(method, tiny_t5, tmp_path):
     """PEFT's orthogonal subspace tuner; a prediction from PEFT's own loading is that of the run."""
     from peft import OSFConfig, PeftModel

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from command_line import command
+from sampling import sampled
 from short_runs import config_file
 
 from aimmerging.config import TrainingConfig
@@ -14,8 +15,9 @@ REFUSED = [("fp16", "auto", "fp16, which is computed on a GPU"), ("fp16", "cpu",
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
-@pytest.mark.parametrize(("name", "device", "said"), REFUSED)
-def test_what_the_device_lacks_is_refused_by_run_and_doctor(tiny_llama, tmp_path, name, device, said):
+@pytest.mark.parametrize("case", sampled(REFUSED, REFUSED[1:]))
+def test_what_the_device_lacks_is_refused_by_run_and_doctor(tiny_llama, tmp_path, case):
+    name, device, said = case
     config = config_file(tmp_path, tiny_llama)
     changes = ["--set", f"training.precision={name}", "--set", f"training.device={device}"]
     for line in (["run", str(config), "--out", str(tmp_path / "run")], ["doctor", str(config)]):

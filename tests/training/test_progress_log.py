@@ -2,12 +2,15 @@
 
 import io
 import re
+import sys
 
+import forks
 import pytest
-from command_line import process
+from command_line import refused
 from rich.console import Console
 from short_runs import config_file
 
+from aimmerging.cli import main
 from aimmerging.errors import RunDirectoryError
 from aimmerging.training import progress_lines
 from aimmerging.training.progress import Progress, TerminalProgress
@@ -88,19 +91,15 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_without_a_terminal_says_how_far_it_is(tiny_t5, tmp_path):
+def test_a_run_without_a_terminal_says_how_far_it_is(tiny_t5, tmp_path, monkeypatch):
     """Loss, learning rate, speed and time left of the training, and the scoring, on stderr and in the log."""
     config = config_file(tmp_path, tiny_t5, ("alpha",), method="sequential")
-    code = (
-        "from aimmerging.training import progress_lines as lines;"
-        "lines.FIRST_AFTER = lines.EVERY = 0.0;"
-        "import sys; sys.argv = ['aimmerging', *sys.argv[1:]];"
-        "from aimmerging.cli import main; main()"
-    )
-    result = process_code(code, "run", config, "--out", tmp_path / "run")
-    assert result.code == 0, result
-    log = (tmp_path / "run/progress.log").read_text()
-    for text in (result.err, log):
+    monkeypatch.setattr(progress_lines, "FIRST_AFTER", 0.0)
+    monkeypatch.setattr(progress_lines, "EVERY", 0.0)
+    monkeypatch.setattr(sys, "argv", ["aimmerging", "run", str(config), "--out", str(tmp_path / "run")])
+    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+    assert forks.wait(forks.start(main, out, err)) == 0, err.read_text()
+    for text in (err.read_text(), (tmp_path / "run/progress.log").read_text()):
         assert re.search(
             r"sequential: alpha: 20 of 32, loss \S+, learning rate \S+, \S+ a second, 0:00:\d\d left", text
         )
@@ -108,20 +107,7 @@ def test_a_run_without_a_terminal_says_how_far_it_is(tiny_t5, tmp_path):
         assert "learned alpha" in text
 
 
-def process_code(code, *words):
-    """Run the command in a process whose lines are due at once."""
-    import subprocess
-    import sys
-
-    from command_line import Result
-
-    line = [sys.executable, "-c", code, *map(str, words)]
-    done = subprocess.run(line, capture_output=True, encoding="utf-8", timeout=300, check=False)
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.mark.slow
 def test_a_refused_command_leaves_no_log(tmp_path):
     (tmp_path / "config.yaml").write_text("tasks: [{path: nowhere}]\n")
-    assert process("run", tmp_path / "config.yaml", "--out", tmp_path / "run").code == 2
+    refused("run", tmp_path / "config.yaml", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sampling import sampled
 from step_kit import STEADY, in_step, stored
 from trainer_kit import adapter, continual, far
 
@@ -306,13 +307,25 @@ def test_moments_of_their_own_are_refused_where_no_step_is_rehearsals(tiny_t5, t
 # --- resume ----------------------------------------------------------------------------------------------------------
 
 
+RESUMED = {
+    "replay": Replay,
+    "slow average": SlowLora,
+    "importance": lambda: RecurrentKIF(interval=4),
+    "searched merges": lambda: Aim(replace(STEADY, weights="search")),
+}
+SHARES = {"fixed": 0.3, "signal": (0.1, 0.4)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.3, (0.1, 0.4)], ids=["fixed", "signal"])
-@pytest.mark.parametrize("at", [3, 5, 10])
 @pytest.mark.parametrize(
-    "make", [Replay, SlowLora, lambda: RecurrentKIF(interval=4), lambda: Aim(replace(STEADY, weights="search"))]
+    "case",
+    sampled(
+        list(product(RESUMED, SHARES)),
+        [("replay", "signal"), ("slow average", "fixed"), ("importance", "fixed"), ("searched merges", "signal")],
+    ),
 )
-def test_resume_is_exact(folder, tmp_path, make, at, share):
+def test_resume_is_exact(folder, tmp_path, case):
+    make, share = RESUMED[case[0]], SHARES[case[1]]
     settings = in_step(share=share, weight="norm_ratio", weight_every=4, budget="within")
     changes = {
         "answers": stored(folder),
@@ -323,11 +336,12 @@ def test_resume_is_exact(folder, tmp_path, make, at, share):
     }
     whole = continual(folder, tmp_path, make(), **changes)
     whole.train()
-    resumed = continual(folder, tmp_path / "again", make(), **changes)
-    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
-    assert far(adapter(whole), adapter(resumed)) == 0.0
-    assert whole.session.events == resumed.session.events
-    assert whole.session.costs.memory_rows == resumed.session.costs.memory_rows
+    for at in (3, 5, 10):
+        resumed = continual(folder, tmp_path / f"again-{at}", make(), **changes)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+        assert far(adapter(whole), adapter(resumed)) == 0.0, at
+        assert whole.session.events == resumed.session.events, at
+        assert whole.session.costs.memory_rows == resumed.session.costs.memory_rows
 
 
 # --- AIMMerging reads forgetting from the rows that are there --------------------------------------------------------

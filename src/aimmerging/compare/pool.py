@@ -138,9 +138,9 @@ def _end_with_parent() -> None:
 def _ray(workers: int) -> Iterator[tuple[Submit, Any]]:
     """One Ray task a cell, on one core, and one GPU where the cluster has any; `workers` is the cluster's business."""
     try:
-        import ray
-        from ray.exceptions import RayTaskError
-        from ray.util.queue import Queue
+        import ray  # pyright: ignore[reportMissingImports] - an extra that dev leaves out
+        from ray.exceptions import RayTaskError  # pyright: ignore[reportMissingImports]
+        from ray.util.queue import Queue  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError('--engine ray needs Ray: pip install "aimmerging[ray]"') from None
 
@@ -160,7 +160,7 @@ def _ray(workers: int) -> Iterator[tuple[Submit, Any]]:
                 if error is None:
                     outcome.set_result(None)
                 else:
-                    outcome.set_exception(error.cause if isinstance(error, RayTaskError) else error)
+                    outcome.set_exception(getattr(error, "cause", error) if isinstance(error, RayTaskError) else error)
 
             task.remote(cell, queue).future().add_done_callback(settle)
             return outcome
