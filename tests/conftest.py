@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import defaultdict
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -59,6 +60,22 @@ class _Compatibility:
 
     def pytest_sessionfinish(self, session):
         compatibility.keep(self.reports)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test that runs on both tiny bases one is in every run of the tests, by turns; `make test-all` has both."""
+    twins = defaultdict(list)
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(isinstance(value, str) and value in ("tiny_t5", "tiny_llama") for value in values):
+            twins[item.path, item.originalname].append(item)
+    for place, own in enumerate(twins.values()):
+        other = ("tiny_t5", "tiny_llama")[place % 2]
+        if {item for item in own if other not in item.callspec.params.values()}:
+            for item in own:
+                if other in item.callspec.params.values():
+                    item.add_marker(pytest.mark.exhaustive)
 
 
 def pytest_collection_finish():

@@ -15,9 +15,9 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "continual.ipynb"
 
 
 def shorter_base(cache):
-    """A cache with a base of a fifth of the training in the place of the real one: the notebook would take minutes."""
+    """A cache with a base of a twelfth of the training in the place of the real one, which takes a minute or more."""
     full = tiny_base._fingerprint("t5", tiny_base.RECIPES["t5"])
-    tiny_base.ensure(cache=cache, steps=144).rename(cache / f"t5-{full}")
+    tiny_base.ensure(cache=cache, steps=60).rename(cache / f"t5-{full}")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sampling import sampled
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from aimmerging.benchmarks import tiny_base
@@ -130,7 +129,8 @@ def test_causal_rows_carry_loss_on_answer_and_end_only(cache) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sampled(["t5", "llama"], ["llama"]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("family", ["t5", "llama"])
 def test_a_short_training_already_learns(family, cache) -> None:
     """After 150 steps the order of numbers is known; an untrained model answers noise."""
     folder = tiny_base.ensure(family, cache=cache, steps=150)

@@ -6,6 +6,7 @@ import ddp_worker
 import pytest
 import yaml
 from safetensors.torch import load_file
+from sampling import sampled
 from short_runs import config_file, stage_record
 from torchrun import forked, torchrun
 from trainer_kit import adapter, continual, far
@@ -99,14 +100,15 @@ def test_without_a_merge_both_ranks_are_the_plain_trainer_bit_for_bit(ranks, bas
         assert account[base.name]["quiet"]["adapter"] == account[base.name]["plain"]
 
 
-def test_aimmerging_run_under_torchrun(tmp_path, tiny_t5, covers):
+@pytest.mark.parametrize("start", sampled([forked, torchrun], [forked]))
+def test_aimmerging_run_on_two_processes(tmp_path, tiny_t5, covers, start):
     covers("run", "t5", processes="DDP")
     config = config_file(tmp_path, tiny_t5)
     values = yaml.safe_load(config.read_text())
     values["training"]["micro_batch_size"] = 2
     config.write_text(yaml.safe_dump(values))
     run = tmp_path / "run"
-    torchrun(ddp_worker, "run", config, run)
+    start(ddp_worker, "run", config, run)
     first, second = (json.loads((tmp_path / f"run-rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert len(first) == 2

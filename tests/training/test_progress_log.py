@@ -101,7 +101,7 @@ def test_a_run_without_a_terminal_says_how_far_it_is(tiny_t5, tmp_path, monkeypa
     assert forks.wait(forks.start(main, out, err)) == 0, err.read_text()
     for text in (err.read_text(), (tmp_path / "run/progress.log").read_text()):
         assert re.search(
-            r"sequential: alpha: 20 of 32, loss \S+, learning rate \S+, \S+ a second, 0:00:\d\d left", text
+            r"sequential: alpha: 12 of 20, loss \S+, learning rate \S+, \S+ a second, 0:00:\d\d left", text
         )
         assert "scoring: 4 of 4" in text
         assert "learned alpha" in text
