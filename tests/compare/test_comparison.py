@@ -59,7 +59,7 @@ def specification(model, **values):
     }
 
 
-def serially(cells, workers, progress, *, engine="local", keep_going=False):
+def serially(cells, workers, progress, *, engine="local"):
     """Stands in for the pool: the same contract in this process."""
     failures = {}
     for cell in cells:

@@ -39,38 +39,32 @@ class Variant:
     labels: Mapping[str, str]
 
 
-def skills15(seed: int, *, train: int = 600, validation: int = 100, test: int = 100) -> TaskStream:
+def skills15(seed: int) -> TaskStream:
     """Return fifteen tasks: each of `skills`, one with its sentences and other labels, and one that is related.
 
     Args:
         seed: decides the rows.
-        train: rows of this split, for each task; likewise the next two.
-        validation: as `train`.
-        test: as `train`.
     """
-    return _stream("skills15", fifteen(), seed, (train, validation, test))
+    return _stream("skills15", fifteen(), seed, train=600, other=100)
 
 
-def skills50(seed: int, *, train: int = 240, validation: int = 40, test: int = 40) -> TaskStream:
+def skills50(seed: int) -> TaskStream:
     """Return fifty short tasks, ten of each facet in turn, two in a row with the same sentences; see :func:`skills15`.
 
     All seeds have the same instructions and labels, and other rows.
     """
-    return _stream("skills50", fifty(), seed, (train, validation, test))
+    return _stream("skills50", fifty(), seed, train=240, other=40)
 
 
 def fifteen() -> tuple[Variant, ...]:
     """Return the tasks of `skills15`: all of `skills`, then all renamed ones, then all related ones."""
     plain = [Variant(name, name, 0, INSTRUCTIONS[name], {label: label for label in LABELS[name]}) for name in LABELS]
-    renamed = [
-        Variant(f"{facet}-renamed", facet, 0, instruction, dict(zip(LABELS[facet], names.split(), strict=True)))
-        for facet, (instruction, names) in _RENAMED.items()
+    other = [
+        Variant(f"{facet}-{kind}", facet, pool, instruction, dict(zip(LABELS[facet], names.split(), strict=True)))
+        for kind, pool, variants in (("renamed", 0, _RENAMED), ("related", 1, _RELATED))
+        for facet, (instruction, names) in variants.items()
     ]
-    related = [
-        Variant(f"{facet}-related", facet, 1, instruction, dict(zip(LABELS[facet], names.split(), strict=True)))
-        for facet, (instruction, names) in _RELATED.items()
-    ]
-    return (*plain, *renamed, *related)
+    return (*plain, *other)
 
 
 def fifty() -> tuple[Variant, ...]:
@@ -114,9 +108,9 @@ _OPENINGS = (
 )  # fmt: skip
 
 
-def _stream(benchmark: str, variants: Sequence[Variant], seed: int, sizes: tuple[int, int, int]) -> TaskStream:
-    """Generate the rows of every task; `sizes` are those of train, validation and test."""
-    return TaskStream(tuple(_task(benchmark, variant, seed, sizes) for variant in variants))
+def _stream(benchmark: str, variants: Sequence[Variant], seed: int, *, train: int, other: int) -> TaskStream:
+    """Generate the rows of every task: `train` to learn, `other` to validate and as many to test."""
+    return TaskStream(tuple(_task(benchmark, variant, seed, (train, other, other)) for variant in variants))
 
 
 def _task(benchmark: str, variant: Variant, seed: int, sizes: tuple[int, int, int]) -> Task:

@@ -1,6 +1,5 @@
 """Rows of a benchmark's tasks from local files: the released layout, natural-instructions, TRACE."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from aimmerging.data.columns import Form, parse_row
 from aimmerging.data.problems import Problems
 from aimmerging.data.readers import open_table
 from aimmerging.data.tasks import Row
+from aimmerging.store.files import sha256_of
 
 SPLITS = ("train", "dev", "test")
 _RELEASED = "{split}/{task}_T5.json"
@@ -83,7 +83,7 @@ def read_natural(file: Path, task: str, problems: Problems) -> SourceRows:
         problems.add(str(file), "missing file", f"no such file; it holds {task}")
     else:
         parse_natural(file.read_bytes(), str(file), result, problems)
-        result.files[file.name] = _sha256(file)
+        result.files[file.name] = sha256_of(file)
     return result
 
 
@@ -113,7 +113,7 @@ def _read_tables(folder: Path, files: Mapping[str, Path], form: Form, labelled: 
             continue
         numbered = ((table.at(record.number), record.values) for record in table.records(problems))
         _add_rows(result, split, numbered, str(file), form, labelled, problems)
-        result.files[file.relative_to(folder).as_posix()] = _sha256(file)
+        result.files[file.relative_to(folder).as_posix()] = sha256_of(file)
     return result
 
 
@@ -148,8 +148,3 @@ def _add_rows(
         rows.append(Row(f"{split}-{row.id}", row.input, row.output, row.messages))
     if not rows and len(problems) == before:
         problems.add(where, "no rows", "holds no rows")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,8 +22,8 @@ _WORDS += ("reference", "stores", "cost a step", "verified against", "settings")
 """Columns that hold text, which stands left."""
 
 
-def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasise: str | None = None) -> None:
-    """Print a table; numbers stand right, `emphasise` is the first cell of a row to make bold."""
+def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; numbers stand right."""
     table = Table()
     for place, column in enumerate(columns):
         words = place == 0 or column in _WORDS
@@ -31,7 +31,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], *, emphasi
             escape(printable(column)), justify="left" if words else "right", overflow="fold", no_wrap=place == 0
         )
     for row in rows:
-        table.add_row(*(escape(printable(cell)) for cell in row), style="bold" if row[0] == emphasise else None)
+        table.add_row(*(escape(printable(cell)) for cell in row))
     console = Console()
     console.print(printable(title), markup=False, highlight=False, style="italic")
     console.print(table)

@@ -265,7 +265,7 @@ def compare(
         _check_rows(todo, progress)
         for cell in todo:
             (cell.out / FAILED).unlink(missing_ok=True)
-        failures = run_cells(todo, workers, progress, engine=engine, keep_going=True)
+        failures = run_cells(todo, workers, progress, engine=engine)
         for cell in todo:
             if cell.name in failures:
                 _note_failure(cell, failures[cell.name], progress)

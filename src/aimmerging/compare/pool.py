@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from aimmerging.config import RunConfig
 from aimmerging.errors import ConfigError
+from aimmerging.run.tracking import environment
 from aimmerging.training.progress import Advance, Progress
 
 Engine = Literal["local", "ray"]
@@ -74,22 +75,19 @@ def run_cells(
     progress: Progress,
     *,
     engine: Engine = "local",
-    keep_going: bool = False,
 ) -> dict[str, BaseException]:
-    """Run each cell; cells that are finished already are passed over by :func:`aimmerging.run.start.run` itself.
+    """Run each cell, whatever becomes of the others; :func:`aimmerging.run.start.run` passes over finished ones.
 
     Args:
         cells: in the order they are begun.
         workers: processes at a time, each with its share of the cores; Ray goes by the cluster's cores instead.
         progress: shows what the workers tell.
         engine: a process pool on this machine, or the Ray cluster that is reachable (else a new one on this machine).
-        keep_going: a failure stops no other cell and is returned.
 
     Returns:
-        with `keep_going`, what went wrong, by the name of the cell.
+        what went wrong, by the name of the cell.
 
     Raises:
-        Exception: without `keep_going`, the first failure, after the cells that were running have ended.
         ConfigError: Ray is wanted and not installed.
     """
     if not cells:
@@ -97,26 +95,19 @@ def run_cells(
     with _ENGINES[engine](min(workers, len(cells))) as (submit, queue):
         futures = {cell.name: submit(cell) for cell in cells}
         with ExitStack() as bars:
-            _follow(list(futures.values()), queue, progress, bars, keep_going=keep_going)
-        failures = {name: error for name, future in futures.items() if (error := _failure(future)) is not None}
-    if failures and not keep_going:
-        raise next(iter(failures.values()))
-    return failures
-
-
-def _failure(future: Future[None]) -> BaseException | None:
-    """What a cell that has ended failed with."""
-    return future.exception() if future.done() and not future.cancelled() else None
+            _follow(list(futures.values()), queue, progress, bars)
+        return {name: error for name, future in futures.items() if (error := future.exception()) is not None}
 
 
 @contextmanager
 def _processes(workers: int) -> Iterator[tuple[Submit, Any]]:
     """A pool whose processes end with this one, even if this one is killed."""
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    # children read it before torch starts; more threads than cores slow every worker down
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     manager = SyncManager(ctx=context)
     manager.start(_end_with_parent)
-    with manager, _spread_threads(threads):
+    with manager, environment({"OMP_NUM_THREADS": threads}):
         queue = manager.Queue()
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
             yield lambda cell: pool.submit(_run_cell, cell, queue), queue
@@ -175,18 +166,6 @@ def _ray(workers: int) -> Iterator[tuple[Submit, Any]]:
 _ENGINES: dict[str, Callable[[int], AbstractContextManager[tuple[Submit, Any]]]] = {"local": _processes, "ray": _ray}
 
 
-@contextmanager
-def _spread_threads(threads: int) -> Iterator[None]:
-    """Children read the thread count before torch starts; more threads than cores slow every worker down."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-
-
 def _run_cell(cell: Cell, queue: Any) -> None:
     """In the worker."""
     from aimmerging.run.start import run
@@ -196,16 +175,11 @@ def _run_cell(cell: Cell, queue: Any) -> None:
     run(cell.config, cell.out, base=cell.base, progress=_Told(cell.name, queue))
 
 
-def _follow(
-    futures: Sequence[Future[None]], queue: Any, progress: Progress, bars: ExitStack, *, keep_going: bool
-) -> None:
-    """Show what comes until every worker is done; unless `keep_going`, a failure cancels the cells not yet begun."""
+def _follow(futures: Sequence[Future[None]], queue: Any, progress: Progress, bars: ExitStack) -> None:
+    """Show what comes until every worker is done."""
     shown: dict[tuple[str, str], tuple[ExitStack, Callable[[int], None]]] = {}
     while True:
         done = wait(futures, timeout=0).not_done == set()
-        if not keep_going and any(_failure(future) is not None for future in futures):
-            for future in futures:
-                future.cancel()
         try:
             while True:
                 _show(queue.get(timeout=0.2), shown, progress, bars)

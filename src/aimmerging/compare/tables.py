@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from aimmerging.compare.results import COSTS, MEASURES, Results
 from aimmerging.compare.statistics import DRAWS, Estimate, estimate
+from aimmerging.core.paired import Interval
 from aimmerging.protocols import STATEMENTS
 from aimmerging.store import files
 
@@ -21,14 +22,6 @@ _SHORT = {
     "bwt_sapt": "BWT (SAPT)",
 }  # fmt: skip
 _MAIN = ("op", "bwt", "fwt", "gap_closed")
-
-
-class Interval(NamedTuple):
-    """A value and the ends of its interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 Value = str | int | float | Estimate | Interval | None

@@ -1,7 +1,7 @@
 """A spring to the last task's adapter."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
@@ -25,7 +25,6 @@ class L2Anchor(Anchored):
     """
 
     merges = False
-    remembered: ClassVar[tuple[str, ...]] = ("learned", "anchor")
     about = About("L2 regularisation", "nothing", "1", "zero at θ_{k−1}, finite differences")
 
     strength: Annotated[float, Field(ge=0)] = 0.1

@@ -1,7 +1,7 @@
 """Learning without forgetting (arXiv 1606.09282), on answer tokens."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -37,7 +37,6 @@ class LwF(Anchored):
     """
 
     merges = False
-    remembered: ClassVar[tuple[str, ...]] = ("learned", "anchor")
     about = About("LwF, arXiv 1606.09282", "nothing", "1 and a forward pass", "zero gradient at the teacher's weights")
 
     strength: Annotated[float, Field(ge=0)] = 1.0

@@ -46,12 +46,13 @@ def label(run: Path, name: str) -> str:
 @contextmanager
 def placed(run: Path, name: str) -> Iterator[None]:
     """Let trackers write as :func:`variables` says, and end what they began here."""
-    with _environment(variables(run, name)), _ended():
+    with environment(variables(run, name)), _ended():
         yield
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process and its children for a while."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
@@ -98,7 +99,7 @@ def log_scores(config: RunConfig, run: RunDirectory) -> None:
     record = run.stages[-1].record
     values = trackers.entry("scores", record.scores) | trackers.entry("summary", run.scores().summary._asdict())
     no_model = {"WANDB_LOG_MODEL": "false", "WANDB_WATCH": "false"}
-    with placed(run.path, SCORES), _environment(no_model), TemporaryDirectory() as scratch:
+    with placed(run.path, SCORES), environment(no_model), TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
             run_name=label(run.path, SCORES),

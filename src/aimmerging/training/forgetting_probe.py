@@ -6,12 +6,10 @@
 Nothing of the training changes: no gradient, no step, no random number, no metric that the trainer averages.
 """
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from transformers import Trainer, TrainerCallback
@@ -20,6 +18,7 @@ from aimmerging.core.signals import TokenLoss, token_losses
 from aimmerging.errors import ConfigError
 from aimmerging.training.memory_folder import Memory
 from aimmerging.training.models import decoder_inputs
+from aimmerging.training.resume import random_states, set_random_states
 
 
 class ForgettingProbe(TrainerCallback):
@@ -117,16 +116,11 @@ def _spaced(rows: Sequence[Any], count: int) -> list[Any]:
 def untouched(model: Any) -> Iterator[None]:
     """Eval mode for a while; the mode of every module and all random states are afterwards as they were."""
     modes = [(module, module.training) for module in model.modules()]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    states = random_states()
     model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if devices is not None:
-            torch.cuda.set_rng_state_all(devices)
+        set_random_states(states)

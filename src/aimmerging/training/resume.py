@@ -84,7 +84,8 @@ def restore(trainer: Any, tree: dict[str, Any]) -> None:
 
 def _session_state(session: Session) -> dict[str, Any]:
     """Everything of a session but what it was made from."""
-    own = {str(place): session.own_moments[value] for place, value in _moments(session)}
+    places = [place for place, value in enumerate(session.trainable) if value in session.own_moments]
+    own = {str(place): session.own_moments[session.trainable[place]] for place in places}
     plain = {"learning_rate": session.learning_rate, "drawn": session.drawn, "probed": session.probed}
     rehearsal = session.in_step
     plain |= {"rehearsal_weight": rehearsal.weight, "rehearsal_measured": rehearsal.measured}
@@ -100,20 +101,13 @@ def _restore_session(session: Session, state: dict[str, Any]) -> None:
         session.in_step.seen = [Drift(*drift) for drift in state["rehearsal_seen"]]
         session.in_step.learned = state["rehearsal_learned"]
     session.costs, session.events = RunningCosts(**state["costs"]), state["events"]
-    parameters = [value for value in session.model.parameters() if value.requires_grad]
     for place, moments in state["own_moments"].items():
-        parameter = parameters[int(place)]
+        parameter = session.trainable[int(place)]
         session.own_moments[parameter] = {
             # Adam counts its steps on the CPU
             name: moment.to(parameter.device) if moment.dim() else moment
             for name, moment in moments.items()
         }
-
-
-def _moments(session: Session) -> list[tuple[int, Tensor]]:
-    """The parameters that rehearsal has moments of its own for, with their places among the trainable ones."""
-    parameters = [value for value in session.model.parameters() if value.requires_grad]
-    return [(place, value) for place, value in enumerate(parameters) if value in session.own_moments]
 
 
 def past_adapter(model: Any) -> dict[str, Tensor] | None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from aimmerging.core.fusion import snapshot
+from aimmerging.methods.anchored import put_
 from aimmerging.methods.fisher_diagonal import summed_squares
 from aimmerging.methods.merging.rules import became_weight, fisher_mean
 from aimmerging.training.method import About, Method
@@ -51,7 +52,7 @@ class FisherAtEnd(Method):
         with session.costs.measure("fusion"):
             new = self.measured(session)
             if self.learned:
-                overwrite(session.adapter, self.merge(self.anchor, snapshot(session.adapter), new))
+                put_(session, self.merge(self.anchor, snapshot(session.adapter), new))
                 session.costs.merges += 1
             self.fisher = [old + add for old, add in zip(self.fisher, new, strict=True)] if self.learned else new
         self.learned += 1
@@ -104,13 +105,6 @@ class Became(FisherAtEnd):
         delta = [theta - theta_old for theta_old, theta in zip(old, new, strict=True)]
         alpha = became_weight(delta, fisher, self.fisher)
         return [theta_old + alpha * step for theta_old, step in zip(old, delta, strict=True)]
-
-
-@torch.no_grad()
-def overwrite(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Put `values` in place of the adapter's."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
 
 
 def mean_squares(session: "Session", count: int) -> list[Tensor]:

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -46,19 +48,11 @@ class RegMean(MergeAtEnd):
         self.grams = [*self.grams, {name: rules.softened(gram, self.off_diagonal) for name, gram in grams.items()}]
         super().after_task(session)
         if self.start == "seq":
-            self.grams = [{name: sum_of(self.grams, name) for name in grams}]
+            self.grams = [{name: reduce(torch.add, [task[name] for task in self.grams]) for name in grams}]
 
     def layer(self, name: str, parts: Sequence[Factors]) -> Factors:
         """The weighted least-squares fit."""
         return rules.regmean(parts, [task[name] for task in self.grams])
-
-
-def sum_of(grams: Sequence[dict[str, Tensor]], name: str) -> Tensor:
-    """Σ G_k of a layer."""
-    total = grams[0][name]
-    for task in grams[1:]:
-        total = total + task[name]
-    return total
 
 
 def input_grams(session: "Session", count: int) -> dict[str, Tensor]:

@@ -167,15 +167,14 @@ def softened(gram: Tensor, off_diagonal: float) -> Tensor:
     return off_diagonal * gram + torch.diag((1 - off_diagonal) * diagonal + 1e-6 * diagonal.mean())
 
 
-def fisher_mean(values: Sequence[Tensor], fishers: Sequence[Tensor], floor: float = 1e-8) -> Tensor:
+def fisher_mean(values: Sequence[Tensor], fishers: Sequence[Tensor]) -> Tensor:
     """Σ F_kθ_k / Σ F_k, element by element (Fisher merging, arXiv 2111.09832); the mean where no task cares.
 
     Args:
         values: θ_k of one tensor.
         fishers: diagonal Fisher of the same shape, non-negative.
-        floor: added to every F_k.
     """
-    weights = torch.stack(list(fishers)) + floor
+    weights = torch.stack(list(fishers)) + 1e-8
     return (weights * torch.stack(list(values))).sum(0) / weights.sum(0)
 
 
