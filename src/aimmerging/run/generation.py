@@ -179,16 +179,15 @@ def greedy(model: Any, codec: Codec, limit: int | None) -> Iterator[tuple[Any, A
     inner: Any = getattr(getattr(model, "base_model", None), "model", None)
     holders: list[Any] = [model, inner] if getattr(inner, "generation_config", None) is not None else [model]
     before = [part.generation_config for part in holders]
-    greedy, was_training = generation_config(before[0], codec, limit), model.training
-    model.eval()
+    greedy = generation_config(before[0], codec, limit)
     try:
         for part in holders:
             part.generation_config = greedy
-        yield greedy, codec.tokenizer if greedy.stop_strings else None
+        with sharing.evaluating(model):
+            yield greedy, codec.tokenizer if greedy.stop_strings else None
     finally:
         for part, config in zip(holders, before, strict=True):
             part.generation_config = config
-        model.train(was_training)
 
 
 def evaluate(

@@ -86,8 +86,5 @@ def _of_each_row(
             logits, labels = logits[:-1], labels[1:]
         return [keep(logits[labels != IGNORED].float().cpu())]
 
-    was_training = model.training
-    model.eval()
-    found = sharing.over_rows(range(len(rows)), 1, of, ranks)
-    model.train(was_training)
-    return found
+    with sharing.evaluating(model):
+        return sharing.over_rows(range(len(rows)), 1, of, ranks)

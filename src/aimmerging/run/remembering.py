@@ -177,7 +177,6 @@ def _of_rows(
 ) -> list[T]:
     """What `of` makes of each row's logits [rows, length, vocabulary] and labels, in eval mode; ranks share them."""
     model, codec = loaded.model, loaded.codec
-    model.eval()
     collate = Collator(codec.tokenizer.pad_token_id)
 
     def of_batch(places: list[int]) -> list[T]:
@@ -187,4 +186,5 @@ def _of_rows(
             batch = narrowed(model, batch)
         return of(model(**batch).logits, batch["labels"])
 
-    return sharing.over_rows(range(len(rows)), config.training.micro_batch_size, of_batch, ranks)
+    with sharing.evaluating(model):
+        return sharing.over_rows(range(len(rows)), config.training.micro_batch_size, of_batch, ranks)

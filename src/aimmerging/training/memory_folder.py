@@ -156,7 +156,7 @@ def logits_of(session: Any, rows: Sequence[Feature], k: int) -> list[AnswerLogit
 
     The processes share the rows, so all of them call this.
     """
-    model, was_training = session.model, session.model.training
+    model = session.model
 
     def of(places: list[int]) -> list[AnswerLogits]:
         batch = session.prepared([rows[place] for place in places])
@@ -164,10 +164,8 @@ def logits_of(session: Any, rows: Sequence[Feature], k: int) -> list[AnswerLogit
             logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
         return answer_logits(logits, batch["labels"], k, shift=session.shift)
 
-    model.eval()
-    found = sharing.over_rows(range(len(rows)), 1, of, PartialState())
-    model.train(was_training)
-    return found
+    with sharing.evaluating(model):
+        return sharing.over_rows(range(len(rows)), 1, of, PartialState())
 
 
 def recall(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from aimmerging.core.signals import token_losses
 from aimmerging.errors import ModelError
+from aimmerging.training.sharing import evaluating
 
 if TYPE_CHECKING:
     from aimmerging.training.session import Session
@@ -38,15 +39,13 @@ def check_next_token(session: "Session", inputs: Mapping[str, Any]) -> None:
     kept, same_loss = pair.shape[1] // 2, False
     if not kept:
         return  # a row of one token has nothing to predict
-    was_training = model.training
-    model.eval()
-    with trainer.compute_loss_context_manager(), torch.compiler.set_stance("force_eager"):
+    computed = trainer.compute_loss_context_manager()
+    with evaluating(model), computed, torch.compiler.set_stance("force_eager"):
         logits = model(input_ids=pair, attention_mask=torch.ones_like(pair)).logits[:, -pair.shape[1] :]
         if trainer.compute_loss_func is None and trainer.label_smoother is None:
             loss = model(input_ids=pair, attention_mask=torch.ones_like(pair), labels=pair).loss
             here, ahead = (token_losses(logits, pair, shift=shift).mean() for shift in (False, True))
             same_loss = bool(torch.isclose(loss, here, rtol=1e-3) and not torch.isclose(loss, ahead, rtol=1e-3))
-    model.train(was_training)
     before = logits[:, :kept].float()
     half = torch.finfo(logits.dtype).bits < 32 or torch.is_autocast_enabled(logits.device.type)
     seen = float((before[0] - before[1]).abs().max()) > (0.1 if half else 1e-3) * float(before.abs().max())

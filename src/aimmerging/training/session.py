@@ -180,10 +180,8 @@ class Session:
         """Return h, the mean token loss on memory rows: eval mode, no gradient, random state untouched."""
         rows = min(self.settings.probe_rows, sum(self.sizes.values()))
         number = 0 if self.settings.probe_fixed else self.probed
-        with self.costs.measure("probe"):
-            model = self.trainer.model
-            was_training = model.training
-            model.eval()
+        model = self.trainer.model
+        with self.costs.measure("probe"), sharing.evaluating(model):
             sums, tokens = [torch.zeros((), device=self.trainer.accelerator.device)], 0
             for batch, _, counts in self._micro_batches(self._draw(rows, self.settings.seed + 1, number)):
                 labels = batch.pop("labels")
@@ -191,7 +189,6 @@ class Session:
                     logits = model(**batch).logits
                 sums.append(token_losses(logits, labels, shift=self.shift, counts=counts).sum())
                 tokens += sum(counts)
-            model.train(was_training)
             total = TokenLoss(*self.sum_over_ranks(sum(torch.stack(sums).tolist()), tokens))
         self.probed += 1
         self.costs.probe_forwards += 1
@@ -270,16 +267,14 @@ class Session:
         the optimizer holds are gone afterwards.
         """
         trainer, rows = self.trainer, self.trainer.train_dataset
-        was_training = trainer.model.training
-        trainer.model.eval()
-        for place in range(min(count, len(rows))):
-            batch = self.prepared([rows[place * len(rows) // min(count, len(rows))]])
-            labels = batch.pop("labels")
-            with trainer.compute_loss_context_manager():
-                logits = self.model(**batch).logits
-            loss = token_losses(logits, labels, shift=self.shift).sum()
-            yield [local(value) for value in torch.autograd.grad(loss, self.trainable)]
-        trainer.model.train(was_training)
+        with sharing.evaluating(trainer.model):
+            for place in range(min(count, len(rows))):
+                batch = self.prepared([rows[place * len(rows) // min(count, len(rows))]])
+                labels = batch.pop("labels")
+                with trainer.compute_loss_context_manager():
+                    logits = self.model(**batch).logits
+                loss = token_losses(logits, labels, shift=self.shift).sum()
+                yield [local(value) for value in torch.autograd.grad(loss, self.trainable)]
 
     @torch.no_grad()
     def logits_with(self, adapter: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
@@ -291,12 +286,8 @@ class Session:
         """
         model = self.model
         names = [name for name, value in model.named_parameters() if value.requires_grad]
-        was_training = model.training
-        model.eval()
-        try:
+        with sharing.evaluating(model):
             return torch.func.functional_call(model, dict(zip(names, adapter, strict=True)), kwargs=dict(batch)).logits
-        finally:
-            model.train(was_training)
 
     def gradients_with(self, adapter: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of the mean token loss at other adapter values, over a batch in which every task has its turn.
@@ -310,9 +301,7 @@ class Session:
         model, values = self.model, [value.detach().requires_grad_() for value in adapter]
         names = [name for name, value in model.named_parameters() if value.requires_grad]
         features = {**self.features, _OWN: self.trainer.train_dataset}
-        was_training = model.training
-        with self.costs.measure("rehearsal"):
-            model.eval()
+        with self.costs.measure("rehearsal"), sharing.evaluating(model):
             refs = self._draw(self.settings.batch_size, self.settings.seed, self.drawn, features)
             batches = list(self._micro_batches(refs, features))
             [tokens] = self.sum_over_ranks(sum(sum(counts) for _, _, counts in batches))
@@ -324,7 +313,6 @@ class Session:
                     logits = torch.func.functional_call(model, named, kwargs=batch).logits
                 loss = token_losses(logits, labels, shift=self.shift, counts=counts).sum() / max(tokens, 1)
                 total = [so_far + more for so_far, more in zip(total, torch.autograd.grad(loss, values), strict=True)]
-            model.train(was_training)
         self.drawn += 1
         self.costs.memory_rows += self.settings.batch_size
         self.costs.memory_updates += 1

@@ -4,6 +4,7 @@ One process alone does all of it, in the same batches as without this module. Nu
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -14,6 +15,17 @@ from torch import Tensor
 from aimmerging.training import stopping
 
 T = TypeVar("T")
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Eval mode for a while; then the mode that the model had, whatever happened."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def over_rows(
